@@ -63,11 +63,7 @@ setup(
     packages=[
         *find_packages(include=["kerasdet", "kerasdet.*"]),
         "kerasdet.export",
-        "kerasdet.export.onnx",
-        "kerasdet.export.openvino",
-        "kerasdet.export.saved_model",
-        "kerasdet.export.saved_model.serving",
-        "kerasdet.export.tflite",
+        *(f"kerasdet.export.{name}" for name in find_packages("export")),
         "kerasdet.gin_configs",
     ],
     package_dir={"kerasdet.export": "export", "kerasdet.gin_configs": "gin_configs"},

@@ -1,12 +1,13 @@
-"""Compares augmentations on two small datasets, to choose that of `base/small_data.gin`.
+"""Compares augmentations on two small datasets. The choice in `base/small_data.gin` is based on the results.
 
     python benchmarks/augmentation.py --data FOLDER [--images 24] [--seeds 0 1 2] [--steps bccd=400 dsb=400]
 
-FOLDER holds `bccd/` and `dsb_small/`, each with `train.json`, `val.json` and `images/`. Each run trains RetinaNet on a
-narrow ResNet-18 from random weights on small images: on the same few images, drawn at random, so that a run sees each
-some sixty times. All runs of a dataset take the same number of steps, average their weights (EMA), and differ only in
-`train.transforms` and the seed. The table has the mean AP on all validation images at the end, and its smallest and
-largest value over the seeds. Runs that are in `--out` are not repeated. `--json FILE` also writes the table to a file.
+FOLDER holds `bccd/` and `dsb_small/`, each with `train.json`, `val.json` and `images/`. Each run trains a RetinaNet
+with a narrow ResNet-18 from random weights, on small images. All runs of a dataset use the same few training images,
+drawn at random, and see each about sixty times. They take the same number of steps, average their weights (EMA), and
+differ only in `train.transforms` and the seed. The table has the mean AP on all validation images at the end, and its
+smallest and largest value over the seeds. Runs that are in `--out` are not repeated. `--json FILE` also writes the
+table to a file.
 """
 
 import argparse
@@ -42,7 +43,7 @@ STRENGTH = (
 
 
 def overrides(dataset: str, arm: str, steps: int) -> list[str]:
-    """Returns what a run changes in the recipe of its dataset, apart from the data and the seed."""
+    """Returns the gin overrides of a run, without those of the data and the seed."""
     _, (shortest, longest), own = DATASETS[dataset]
     scales = (shortest,) if arm == "none" else tuple(round(shortest * f / 16) * 16 for f in (0.9, 1, 1.1))
     return [
@@ -100,7 +101,7 @@ def train(dataset: str, arm: str, seed: int, options: argparse.Namespace) -> dic
 
 
 def _finished(log):
-    """Returns the AP that a run's log ends with, or None if the run has not been evaluated."""
+    """Returns the last AP in a run's log, or None if the run has not been evaluated."""
     if not log.is_file():
         return None
     found = {}

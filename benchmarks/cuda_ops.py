@@ -3,11 +3,12 @@
     make -C custom_ops all emulation
     python benchmarks/cuda_ops.py [--check] [--only roi_align] [--json benchmarks/results/cuda_ops_DEVICE.json]
 
-Needs PyTorch and torchvision for CUDA, and custom_ops built with NVRTC. First, each line is compared with torchvision
-in float32: pooling and gradients within 1e-4 of the largest value, because nvcc contracts torchvision's products and
-sums, other values within 1e-5, indices exactly. In deterministic mode, each op runs twice and must repeat all bits.
-Then CUDA events time both in turns, and the best of several rounds counts. The bandwidth column assumes that an op
-reads each input and writes each output once. It is a fraction of the bandwidth of a large copy in the same run.
+Needs PyTorch and torchvision for CUDA, and custom_ops built with NVRTC. First, the script compares each op with
+torchvision in float32. Pooling and gradients may differ by 1e-4 of the largest value, because nvcc fuses torchvision's
+products and sums; other values may differ by 1e-5, and indices must be equal. In deterministic mode, each op runs twice
+and must repeat all bits. Then CUDA events time both in turns, and the best of several rounds counts. The bandwidth
+column is a fraction of the bandwidth of a large copy in the same run. It assumes that an op reads each input once and
+writes each output once.
 `--check` only compares, for example under compute-sanitizer; `--emulated` only compares, without a GPU and on small
 sizes.
 """
@@ -174,12 +175,12 @@ def xyxy(boxes, dtype):
 
 
 def options_of(size, ratio, aligned):
-    """Returns the attributes that one map and a pyramid share."""
+    """Returns those attributes of ROIAlign that are the same for one feature map and for a pyramid."""
     return {"output_height": size, "output_width": size, "sampling_ratio": ratio, "aligned": aligned}
 
 
 def one_level(scale):
-    """Returns the attributes of a single map."""
+    """Returns the attributes of ROIAlign for a single feature map."""
     levels = {"lowest_level": 0, "canonical_size": 1.0, "canonical_level": 0.0, "level_epsilon": 0.0}
     return {"spatial_scales": [scale], **levels}
 
@@ -310,7 +311,7 @@ def compare(line):
     """Returns the largest difference relative to the largest value.
 
     Raises:
-        SystemExit: If it exceeds the line's tolerance.
+        SystemExit: If the difference exceeds the line's tolerance.
     """
     worst = 0.0
     for one, other in zip(line.expected(), line.results(), strict=True):

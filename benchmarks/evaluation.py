@@ -1,15 +1,17 @@
 """Measures the engines that compute AP, and the analysis, on generated detections of the size of COCO val2017.
 
-    python benchmarks/evaluation.py [--images 5000] [--objects 36000] [--detections 200000] [--out FILE]
+    python benchmarks/evaluation.py [--images 5000] [--objects 36000] [--detections 200000] [--json FILE]
 
-Both engines score the same boxes, and the script fails if a number of theirs differs in a single bit.
+Both engines score the same boxes. The script fails if their results differ in a single bit.
 """
 
 import argparse
 import json
 import time
+from pathlib import Path
 
 import numpy as np
+from machine import processor
 
 from kerasdet.analysis import coco_matches, collect, resampled, tide, weights
 from kerasdet.evaluation.engines import ENGINES, accumulate
@@ -61,7 +63,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("images", 5000), ("objects", 36000), ("detections", 200000)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", help="write the seconds as JSON")
+    parser.add_argument("--json", help="file to write the results to")
     options = parser.parse_args()
     truth, found = generate(options.images, options.objects, options.detections)
     image_ids = [image["id"] for image in truth["images"]]
@@ -84,9 +86,10 @@ def main():
     _, seconds["errors"] = timed(lambda: tide(instances))
     for name, value in seconds.items():
         print(f"{name:<28} {value:7.2f} s")
-    if options.out:
-        with open(options.out, "w") as file:
-            json.dump(seconds, file, indent=1)
+    if options.json:
+        rows = [{"part": name, "seconds": value} for name, value in seconds.items()]
+        sizes = {name: getattr(options, name) for name in ("images", "objects", "detections")}
+        Path(options.json).write_text(json.dumps({"processor": processor(), **sizes, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 The models are ResNet-50-FPN detectors with 80 classes and random weights, from uint8 pixels to boxes in image pixels.
 In "idle" runs no score passes the threshold; in "busy" runs all scores pass, which saturates post-processing. Each
 measurement has its own process, and the sides take turns, so that noise affects all of them. `--client` takes the C++
-client that `export/cpp/build.sh` builds, and also measures its peak memory, like a server without Python. The second
-form prints how bfloat16 changes the detections of a trained model (a run or a ``.keras`` file).
+client that `export/cpp/build.sh` builds, and measures its peak memory: that of a server without Python. The second
+command prints how bfloat16 changes the detections of a trained model (a run or a ``.keras`` file).
 """
 
 import argparse

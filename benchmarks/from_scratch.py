@@ -2,9 +2,10 @@
 
     python benchmarks/from_scratch.py shapes bccd dsb --data FOLDER [--seconds 200] [--json FILE]
 
-Each recipe runs in a process of its own, with images (but for the shapes) and batches of half the size. A few steps
-measure the processor time of a step, and the run then gets as many steps as fit into `--seconds`, with the learning
-rate's schedule stretched over them; building the model, tracing and evaluation do not count. Latency is the processor
+Each recipe runs in a process of its own, with images and batches of half the recipe's size; only the generated shapes
+keep their size. A few steps measure the processor time of a step, and the run then gets as many steps as fit into
+`--seconds`, with the learning rate's schedule stretched over them. Building the model, tracing and evaluation do not
+count. Latency is the processor time
 time of `detect` for one image, the median of 20, with resizing and post-processing. With `--int8` each RTMDet is also
 exported to TFLite in 8 bits, calibrated on 32 training images, and evaluated beside the same file in float32. FOLDER
 has the folders `bccd` and `dsb_small`.
@@ -28,7 +29,7 @@ RECIPES = {
     "dsb": ("mask_rcnn_r18_fpn_dsb", "rtmdet_ins_tiny_dsb"),
 }
 FOLDERS = {"bccd": "bccd", "dsb": "dsb_small"}
-PROBE, TRACED = 16, 4  # steps that measure the time of a step, and those of them that do not count
+PROBE, TRACED = 16, 4  # steps that measure the time of a step; the first TRACED of them do not count
 SMALL = {
     "retinanet_r18_fpn_shapes": ["BATCH_SIZE=8"],
     "mask_rcnn_r18_fpn_shapes": ["BATCH_SIZE=8"],
@@ -195,7 +196,7 @@ def main():
 
 
 def add_row(path, row):
-    """Adds a row to the results, in the place of one of the same recipe."""
+    """Adds a row to the results; replaces an existing row of the same recipe."""
     facts = json.loads(path.read_text()) if path.exists() else {"rows": []}
     facts["processor"] = processor()
     facts["rows"] = [old for old in facts["rows"] if old["recipe"] != row["recipe"]] + [row]

@@ -1,4 +1,4 @@
-"""Says which machine measured."""
+"""Names the processor of this machine, for the results of benchmarks."""
 
 from pathlib import Path
 

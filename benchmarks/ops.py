@@ -182,7 +182,7 @@ def measure_tensorflow(watch):
 
 
 def measure_torchvision(watch):
-    """Measures the same ops in torchvision, eager."""
+    """Measures the same ops of torchvision in eager mode."""
     import torch
     from torchvision import ops
 
@@ -224,7 +224,7 @@ MEASURE = {
 
 
 def measured(framework, python, threads, only):
-    """Runs one round in its own process and returns measurement -> milliseconds."""
+    """Runs one round in its own process and returns the milliseconds of each measurement by its name."""
     environment = {**os.environ, "KERASDET_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "-1"}
     environment |= {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": "1"}
     command = [python, __file__, "--measure", framework, "--only", only]

@@ -239,7 +239,7 @@ def main():
     else:
         rows = [row for size in options.sizes for row in compare(size, options)]
         if options.json:
-            facts = {"processor": processor(), "threads": options.threads, "rows": rows}
+            facts = {"model": "RTMDet-tiny", "processor": processor(), "threads": options.threads, "rows": rows}
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(facts, indent=1) + "\n")
 

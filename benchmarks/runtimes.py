@@ -4,9 +4,9 @@
 
 The models have an FPN, 80 classes and random weights, and go from pixels to boxes: "r50" is a ResNet-50 at 800x1344,
 "r18" a ResNet-18 at 320x320. All scores pass the threshold, so that NMS reads all candidates. Each measurement has its
-own process, and the sides take turns, so that noise affects all of them. On a busy machine compare the processor's
-time of all threads, which waiting for a core hardly changes. `--write` only writes the files; `--folder` keeps them,
-and a second run measures those that it finds there. PYTHON has torch and torchvision.
+own process, and the sides take turns, so that noise affects all of them. On a busy machine compare the
+processor times: they are summed over all threads, and waiting for a core hardly changes them. `--write` only writes the
+files; `--folder` keeps them, and a second run measures those that it finds there. PYTHON has torch and torchvision.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def measure(case, side, folder, runs):
     """Measures several runs in this process, which imports only the runtime of the side.
 
     Returns:
-        For each run its seconds, and those of the processor, summed over all threads.
+        For each run: elapsed seconds, and processor seconds summed over all threads.
     """
     size = CASES[case][1]
     if side in PEERS:

@@ -39,9 +39,9 @@ class Library:
     """Opens the ops of a library.
 
     Args:
-        stand_in: The library that stands in for TensorFlow.
+        stand_in: Library that provides the functions of TensorFlow's C API which the ops call.
         scratch: Allocates scratch memory: takes a number of bytes and returns an address on the device. The memory must
-            last until the next call's work begins. None allocates host memory.
+            stay valid until the work of the next call begins. None allocates host memory.
     """
 
     def __init__(self, stand_in: ctypes.CDLL, scratch: Callable[[int], int] | None = None) -> None:
@@ -82,7 +82,13 @@ class Op:
         self.library, self.kernel = library, ctypes.c_void_p(kernel)
 
     def prepare(self, inputs: list, outputs: list, stream: int = 0) -> Callable[[], None]:
-        """Returns a function that runs the kernel and raises a ValueError if the kernel reports an error."""
+        """Returns a function that runs the kernel and raises a ValueError if the kernel reports an error.
+
+        Args:
+            inputs: NumPy arrays or PyTorch tensors.
+            outputs: Arrays or tensors that the kernel writes to.
+            stream: Address of the CUDA stream; 0 is the default stream.
+        """
         error, function = ctypes.create_string_buffer(512), self.library.functions.fake_call
         lists = [(_Tensor * len(values))(*map(_tensor, values)) for values in (inputs, outputs)]
         arguments = (self.kernel, lists[0], ctypes.c_int64(len(inputs)), lists[1], ctypes.c_int64(len(outputs)))

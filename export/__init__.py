@@ -3,14 +3,11 @@
 `export_and_verify` writes a model in one of the formats of `kerasdet.export.formats`, runs the result in a process
 without kerasdet and compares it with the model. `kerasdet.load` opens every export as a `Predictor`.
 
-To add a format:
-
-1. Create a folder ``export/<name>/``. Its ``spec.py`` defines `SPEC`, a `kerasdet.export.spec.FormatSpec`, without
-   importing TensorFlow: name, suffix, precisions and options of the command line. Its ``format.py`` defines `FORMAT`, a
-   `kerasdet.export.protocol.Format`, which lists the functions of the format. By convention these are in ``write.py``,
-   in ``load.py``, which defines a `kerasdet.inference.Predictor`, and in ``verify_worker.py``, a script that does not
-   import kerasdet.
-2. Add the name to `kerasdet.export.formats.FORMATS`, and the folder to ``packages`` in ``setup.py``.
+To add a format, create a folder ``export/<name>/``. Its ``spec.py`` defines `SPEC`, a
+`kerasdet.export.spec.FormatSpec`, without importing TensorFlow: name, suffix, precisions and options of the command
+line. Its ``format.py`` defines `FORMAT`, a `kerasdet.export.protocol.Format`, which lists the functions of the format.
+By convention these are in ``write.py``, in ``load.py``, which defines a `kerasdet.inference.Predictor`, and in
+``verify_worker.py``, a script that does not import kerasdet.
 
 ``kerasdet export --format <name>``, verification, measuring AP, `kerasdet.load`, evaluation and `detect` then work. The
 exported function is `Detector.detect_batch`, or `Detector.decode_all` for runtimes that apply NMS themselves;

@@ -10,6 +10,7 @@ import numpy as np
 from kerasdet.errors import UserError
 from kerasdet.export.formats import choose_spec
 from kerasdet.models import Detector
+from kerasdet.models.detector import is_detector
 from kerasdet.paths import expand
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ _FEW_IMAGES = 8  # for calibration
 
 
 def new_file(path: str | os.PathLike, name: str) -> Path:
-    """Checks that an export can be written to a file, which must have the format's suffix and not exist.
+    """Checks the path of a new export: it must have the suffix of the format, and the file must not exist.
 
     Args:
         path: Path of the file; ``~`` is expanded.
@@ -47,7 +48,7 @@ def check_model(model: Detector) -> None:
     Raises:
         TypeError: If the model is another object, such as a backbone.
     """
-    if not isinstance(model, Detector):
+    if not is_detector(model):
         raise TypeError(f"model is of type {type(model).__name__}: expected a kerasdet detector, such as a RetinaNet.")
 
 
@@ -79,7 +80,7 @@ def check_size(size: tuple[int, int] | None) -> None:
     if size is not None and not (
         np.shape(size) == (2,) and all(isinstance(length, int | np.integer) and length > 0 for length in size)
     ):
-        raise UserError(f"size is {size!r}: expected (height, width) in whole pixels.")
+        raise UserError(f"size is {size!r}: expected (height, width) in whole pixels, such as (320, 320).")
 
 
 def check_calibration(precision: str, calibration_images: Sequence) -> None:

@@ -1,4 +1,4 @@
-"""Lists the export formats. To add a format, add a folder in `export/` and its name in `FORMATS`.
+"""Lists the export formats: the folders of `export/` that have a ``spec.py``.
 
 Importing this module imports no TensorFlow: `specs` and `recognize` read the light ``spec.py`` of each folder, and
 `format_named` imports the ``format.py`` of one format.
@@ -16,12 +16,9 @@ from kerasdet.paths import expand
 if TYPE_CHECKING:
     from kerasdet.export.protocol import Format
 
-FORMATS = (
-    "saved_model",
-    "tflite",
-    "onnx",
-    "openvino",
-)
+_DEFAULT = "saved_model"  # for paths without a known suffix
+_FOLDERS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/spec.py"))
+FORMATS = (_DEFAULT, *(name for name in _FOLDERS if name != _DEFAULT))
 # Suffixes of other tools' model files. A folder with such a name would pass for one of them.
 MODEL_SUFFIXES = (
     *(".onnx", ".h5", ".hdf5", ".pb", ".pbtxt", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".safetensors", ".torchscript"),
@@ -39,12 +36,12 @@ def specs() -> list[FormatSpec]:
 
 
 def default_spec() -> FormatSpec:
-    """Returns the default format, for paths without a known suffix: the first format that writes folders.
+    """Returns the default format, for paths without a known suffix.
 
     Returns:
         The `SPEC` of the format.
     """
-    return next(spec for spec in specs() if not spec.suffix)
+    return _spec_named(_DEFAULT)
 
 
 def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
@@ -75,8 +72,8 @@ def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
     if not spec.suffix and suffix in (*MODEL_SUFFIXES, ".keras"):
         files = ", ".join(f"{spec.suffix} ({spec.name})" for spec in specs() if spec.suffix)
         raise UserError(
-            f"No export format writes {suffix} files, as {path} would be: expected a folder ({default_spec().name}) or "
-            f"a file that ends in {files}. Change the path."
+            f"{path} ends in {suffix}, which no export format writes: expected a folder ({default_spec().name}) or a "
+            f"file that ends in {files}. Change the path."
         )
     return spec
 

@@ -66,10 +66,11 @@ def raw_outputs(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.
     """Concatenates the raw outputs of the heads over all levels.
 
     Args:
-        outputs: For each output name, a dict from level name to (B, R_l, ...).
+        outputs: For each output name, a dict from level name to (B, R_l, ...). R_l is the number of anchors or points
+            of level l.
 
     Returns:
-            The concatenated outputs (B, R, ...) by name.
+        The concatenated outputs (B, R, ...) by name; R is the sum of all R_l.
     """
     return {name: tf.concat(list(outputs[name].values()), 1) for name in HEADS if name in outputs}
 
@@ -83,11 +84,13 @@ def to_original(
 ) -> dict[str, tf.Tensor]:
     """Converts detections from pixels of letterboxed images to pixels of the original images.
 
-    Boxes that lie in the padding are dropped, unless the model sees the padding as part of the image.
+    A letterboxed image is resized without distortion, then padded to a fixed size. Boxes that lie in the padding are
+    dropped, unless the model sees the padding as part of the image.
 
     Args:
-        detections: Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`.
-        size: Height and width that the images have in the letterbox, in pixels.
+        detections: Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
+            `kerasdet.inference.padded`.
+        size: Height and width of the resized images without padding, in pixels.
         original_size: (B, 2) heights and widths of the original images, in pixels.
         rule: The model's preprocessing.
         branch_outputs: Maps output names to `BranchOutput`s, which define how outputs are rescaled.
@@ -121,7 +124,8 @@ class RawHeads:
             size: Height and width of the input in pixels.
 
         Returns:
-            Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` ..., in pixels of the input.
+            Padded detections, see `kerasdet.inference.padded`: a dict of `boxes` (B, D, 4) yxyx in pixels of the input,
+            `scores` (B, D) and more.
         """
         counts = [len(each) for each in anchors.values()]
         heads = {

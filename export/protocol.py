@@ -1,6 +1,7 @@
 """Defines the protocol of an export format, which `kerasdet.export.workflow` and `kerasdet.load` use."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -52,8 +53,8 @@ class Format:
             another process that can import only the runtime and not kerasdet, because users run exports without
             kerasdet. `run_worker` starts such a process. A format that only kerasdet can run, such as a Keras file of
             kerasdet's classes, is therefore not possible.
-        new_version: `new_version(folder)` is a context manager for `--serving`: it yields a path to write to, and the
-            path of the export after the block has succeeded. None if no server supports the format.
+        new_version: `new_version(folder)` is a context manager for `--serving`: it yields the path to which the block
+            must write, and the path of the export after the block. None if no server supports the format.
     """
 
     spec: FormatSpec
@@ -80,8 +81,14 @@ class Format:
         return {option.name: option.default for option in self.spec.options}
 
 
+def available_cores() -> int:
+    """Returns the number of processor cores that this process may use."""
+    # macOS and Windows lack this function
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[str, np.ndarray]:
-    """Runs a script of this package in a new process in which kerasdet is not importable from the working folder.
+    """Runs a worker script in a new process. Its working folder does not contain kerasdet.
 
     Args:
         script: Python file that takes the export, a folder and further arguments, and writes ``outputs.npz`` to the

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 GRAPH_PRECISIONS = ("float32", "bfloat16", "float16")  # precisions of `kerasdet.export.graph.InferenceGraph`
+INPUT_TYPES = ("float32", "uint8")
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
     """Describes an option of some export formats: a keyword argument of `write` and an option of `kerasdet export`.
+
+    Formats can share an option of one name. It has the same kind, `nargs`, `metavar` and flag in each of them; the
+    command line takes the choices of all, and shows each help.
 
     Args:
         name: Name of the keyword argument, such as "max_pixels".
@@ -61,3 +65,20 @@ class FormatSpec:
     precisions: Sequence[str]
     recognizes: Callable[[Path], bool]
     options: Sequence[Option] = ()
+
+
+INPUT_TYPE = Option(
+    "input_type",
+    "float32",
+    "type of the input's pixels (default float32)",
+    choices=INPUT_TYPES,
+    flag="--input",
+)
+CALIBRATION_IMAGES = Option(
+    "calibration_images",
+    (),
+    "a few dozen typical images, or folders of images, on which --precision int8 measures ranges of values",
+    kind="path",
+    nargs="+",
+    metavar="IMAGE",
+)

@@ -38,27 +38,30 @@ class Tolerance:
     "Box size" is the square root of the area of the model's box in pixels, at least 16.
 
     Args:
-        max_box_error: Largest difference of one coordinate of one box, in pixels.
-        max_score_error: Largest difference of one score.
-        median_box_error: Median over pairs of the largest coordinate difference of a box, as a fraction of the box
-            size.
-        p95_box_error: 95th percentile of the same differences.
-        box_bias: Median over pairs of the signed difference of a coordinate, as a fraction of the box size, minus three
-            standard errors; the largest of the four coordinates. It is near 0 for rounding errors, and large if boxes
-            are shifted, scaled or have swapped coordinates.
-        mean_iou: Smallest mean IoU of pairs.
-        score_error: Mean difference of the scores as a fraction of the mean score.
-        max_mask_error: Largest mean difference in probability of one mask.
-        mean_mask_error: Mean difference in probability over all masks.
-        keypoint_distance: Minimum distance of a moved keypoint, as a fraction of the box size, and at least one
+        max_box_error: Largest allowed difference of one coordinate of one box, in pixels.
+        max_score_error: Largest allowed difference of one score.
+        median_box_error: Bounds the box errors: their median over all pairs. The error of a box is the largest
+            difference of its four coordinates, as a fraction of the box size.
+        p95_box_error: Bounds the 95th percentile of the box errors.
+        box_bias: Bounds the bias of each coordinate: the median of its signed differences, as a fraction of the box
+            size, minus three standard errors. The bias is near 0 for rounding errors, and large if boxes are shifted,
+            scaled or have swapped coordinates.
+        mean_iou: Smallest allowed mean IoU of the pairs.
+        score_error: Bounds the mean difference of the scores, as a fraction of the mean score.
+        max_mask_error: Bounds the mean difference in probability of each mask.
+        mean_mask_error: Bounds the mean difference in probability over all masks.
+        keypoint_distance: A keypoint counts as moved if its distance exceeds this fraction of the box size and one
             pixel.
-        moved_keypoints: Fraction of moved keypoints, and of moved positions in the outputs of a user's branch.
-        branch_error: Mean difference of another output of a user's branch, as a fraction of its mean absolute value.
-        borderline_margin: A detection is clear if its score exceeds the score threshold, and the lowest score of a full
-            list, by more than this. Rounding may drop other detections on one side.
+        moved_keypoints: Largest allowed fraction of moved keypoints. It also applies to positions in the outputs of a
+            user's branch.
+        branch_error: Bounds the mean difference of any other output of a user's branch, as a fraction of the output's
+            mean absolute value.
+        borderline_margin: A detection is clear if its score exceeds the score threshold by more than this; if an image
+            has the maximum number of detections, its score must also exceed their lowest score by more than this.
+            Other detections are borderline: rounding may drop them.
         clear_score: Minimum score of a clear detection.
-        unmatched_clear: Fraction of the clear detections of both sides that have no partner.
-        unmatched: Fraction of all detections of both sides that have no partner, including borderline detections.
+        unmatched_clear: Largest allowed fraction of clear detections without a partner, over both sides.
+        unmatched: Largest allowed fraction of detections without a partner, over both sides, with borderline ones.
     """
 
     max_box_error: float
@@ -146,7 +149,7 @@ def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
             rounding errors.
 
     Returns:
-        A row of the table of tolerances.
+        The tolerances: the largest accepted differences.
     """
     if precision in ("dynamic", "int8"):
         return EIGHT_BITS
@@ -211,7 +214,7 @@ def compare(
     """Compares the detections of a model with those of its export.
 
     Args:
-        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4) yxyx, `scores` ..., see
+        cases: Pairs of padded detections (dicts of `boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
             `kerasdet.inference.padded`) for the same images, in pixels: first the model's, then the export's.
         tolerance: Result of `tolerance_for`.
         score_threshold: Score threshold of the model.
@@ -361,7 +364,7 @@ _AT_MOST = {
     "p95_box_error": "boxes (95th percentile)",
     "box_bias": "boxes (all moved alike)",
     "score_error": "mean score",
-    "max_mask_error": "masks",
+    "max_mask_error": "masks (worst)",
     "mean_mask_error": "masks (mean)",
     "moved_keypoints": "keypoints",
 }

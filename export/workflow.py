@@ -21,7 +21,7 @@ from kerasdet.evaluation import evaluate
 from kerasdet.export.formats import choose_spec, format_named, format_of
 from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 from kerasdet.files import removing_on_failure
-from kerasdet.inference.preprocessing import open_images
+from kerasdet.inference.images import open_images
 from kerasdet.models import Detector
 from kerasdet.paths import expand
 
@@ -56,8 +56,8 @@ def export_and_verify(
 
     Args:
         model: The detector.
-        path: File or folder to write, which does not exist yet; with `serving` the folder from which a server loads
-            versions, which may exist.
+        path: File or folder to write; it must not exist yet. With `serving`: the folder from which a server loads
+            versions; it may exist.
         format: Name of a format in `kerasdet.export.formats`, such as "onnx". None: the format with the suffix of
             `path`, or "saved_model" without a suffix.
         serving: Whether to write the model as the next version in a folder for a model server.
@@ -93,7 +93,8 @@ def export_and_verify(
         raise UserError(f"Format {format} does not use calibration images: remove them, or use another format.")
     if serving and export_format.new_version is None:
         raise UserError(
-            f"No server can load format {format}: remove --serving (Python: serving=), or use format saved_model."
+            f"Format {format} has no folder layout of a model server: remove --serving (Python: serving=), or use "
+            "format saved_model or openvino."
         )
     images = read_images(verify_images) or sample_images()
     write_options = {"precision": precision, "gin_config": gin_config, **options}
@@ -208,7 +209,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         path: Path of the export.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
     """
     return format_of(path).read_metadata(Path(path))
 
@@ -328,7 +329,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
     if lost:
         name = max(lost, key=lost.get)
         raise VerificationError(
-            f"{path} has {name} {theirs.summary[name]:.3f} on {data.annotations}, the model "
+            f"{path} reaches {name} {theirs.summary[name]:.3f} on {data.annotations}, the model "
             f"{ours.summary[name]:.3f}: the export loses more than {max_ap_drop:g}. Choose a finer precision, more "
             "calibration images or a larger input, "
             "or increase --max-ap-drop (Python: max_ap_drop=)."

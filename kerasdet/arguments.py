@@ -10,11 +10,11 @@ _MAX_SHOWN = 60  # longest value in characters that a message quotes
 
 
 def check_positive(owner: str, **counts: int | None) -> None:
-    """Checks that counts are positive integers, or None for an option that is off.
+    """Checks that arguments are positive integers or None.
 
     Args:
-        owner: Name of the function or class that takes the counts, for the error message.
-        counts: Counts by name.
+        owner: Name of the function or class that takes the arguments, for the error message.
+        counts: Values of the arguments by name. None is allowed: it turns an option off.
 
     Raises:
         UserError: If a count is neither a positive integer nor None.
@@ -25,13 +25,13 @@ def check_positive(owner: str, **counts: int | None) -> None:
 
 
 def check_numbers(owner: str, low: float, high: float = float("inf"), /, **values: Any) -> None:
-    """Checks that numbers, or all numbers of sequences, are within limits, or None for an option that is off.
+    """Checks that arguments are numbers within limits, or sequences of such numbers.
 
     Args:
-        owner: Name of the function or class that takes the numbers, for the error message.
+        owner: Name of the function or class that takes the arguments, for the error message.
         low: Smallest value allowed.
         high: Largest value allowed.
-        values: Numbers or sequences of numbers by name.
+        values: Values of the arguments by name. None is allowed: it turns an option off.
 
     Raises:
         UserError: If a value is not a number, is not finite or is outside the limits.
@@ -93,7 +93,7 @@ def check_object(name: str, value: Any, fits: bool, expected: str, example: str)
     """
     if isinstance(value, type):
         raise UserError(
-            f"{name} is the class {value.__name__}: expected {expected}, an object of the class. Write "
+            f"{name} is the class {value.__name__}, not an object: expected {expected}. Write "
             f"{value.__name__}(...) (gin: @{value.__name__}())."
         )
     if not fits:

@@ -17,12 +17,12 @@ class VerificationError(UserError):
 
 
 def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
-    """Imports a package that only an extra of kerasdet installs.
+    """Imports an optional package, which ``pip install 'kerasdet[EXTRA]'`` installs.
 
     Args:
         package: Dotted name of the module to import.
         needed_by: Option, function or file that needs the package, for the error message.
-        extra: Extra of kerasdet that installs the package.
+        extra: Name of the extra that installs the package, such as "video".
 
     Returns:
         The imported module.

@@ -158,7 +158,7 @@ def optimizer_variable(
 
 
 def in_xla_context() -> bool:
-    """Tells whether the code that is being traced will be compiled by XLA.
+    """Returns whether the code that is being traced will be compiled by XLA.
 
     Uses the private `tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext`. TensorFlow has no public way
     to find this out, and an op without an XLA kernel fails only when the function is compiled. Seen in TensorFlow

@@ -27,7 +27,7 @@ def focal(
         gamma: Exponent that reduces the loss of well-classified anchors; 0 gives plain cross entropy.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
     # (1 - p_t) ** gamma, by logarithms because tf.pow has no finite gradient at 0
@@ -50,7 +50,7 @@ def quality_focal(
         beta: Exponent that reduces the loss of probabilities near their targets; 0 gives plain cross entropy.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
     return tf.reduce_sum(cross_entropy * tf.abs(targets - tf.sigmoid(logits)) ** beta * weights)
@@ -68,7 +68,7 @@ def dice(
         epsilon: Constant added to each of the two sums in the denominator.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     probs = tf.sigmoid(logits)
     common, predicted, true = (
@@ -89,7 +89,7 @@ def smooth_l1(
         beta: Error below which the loss is quadratic; 0 gives plain L1.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     error = tf.abs(predictions - targets)
     if beta > 0:
@@ -109,7 +109,7 @@ def iou(
         linear: Whether the loss is 1 - IoU. If False it is -log(IoU), which is constant for IoUs below 1e-6.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     overlap = box_ops.paired_iou(predictions, targets)
     each = 1 - overlap if linear else -tf.math.log(tf.maximum(overlap, 1e-6))
@@ -125,7 +125,7 @@ def giou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float 
         weights: (...), factor of each pair's loss.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     return tf.reduce_sum((1 - box_ops.paired_giou(predictions, targets)) * weights)
 
@@ -139,7 +139,7 @@ def diou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float 
         weights: (...), factor of each pair's loss.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     return tf.reduce_sum((1 - box_ops.paired_diou(predictions, targets)) * weights)
 
@@ -153,7 +153,7 @@ def ciou(predictions: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float 
         weights: (...), factor of each pair's loss.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     return tf.reduce_sum((1 - box_ops.paired_ciou(predictions, targets)) * weights)
 
@@ -167,7 +167,7 @@ def centerness(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float
         weights: (...), factor of each element's loss.
 
     Returns:
-        The weighted sum, ().
+        The weighted sum, a scalar.
     """
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits) * weights)
 
@@ -198,7 +198,7 @@ class FocalLoss(ConfigFromInit):
             weights: Factor of each element's loss, broadcast against (..., K).
 
         Returns:
-            The weighted sum, ().
+            The weighted sum, a scalar.
         """
         return self.weight * focal(logits, targets, weights, alpha=self.alpha, gamma=self.gamma)
 
@@ -226,7 +226,7 @@ class QualityFocalLoss(ConfigFromInit):
             weights: Factor of each element's loss, broadcast against (..., K).
 
         Returns:
-            The weighted sum, ().
+            The weighted sum, a scalar.
         """
         return self.weight * quality_focal(logits, targets, weights, beta=self.beta)
 
@@ -264,7 +264,7 @@ class SmoothL1Loss(ConfigFromInit):
             coder: Box coder with `encode` and `decode`.
 
         Returns:
-            The weighted sum, ().
+            The weighted sum, a scalar.
         """
         targets = coder.encode(boxes, anchors)
         return self.weight * smooth_l1(predictions, targets, weights[..., None], beta=self.beta)
@@ -301,7 +301,7 @@ class IoULoss(ConfigFromInit):
             coder: Box coder with `decode`.
 
         Returns:
-            The weighted sum, ().
+            The weighted sum, a scalar.
         """
         return self.weight * iou(coder.decode(predictions, anchors), boxes, weights, linear=self.linear)
 
@@ -335,6 +335,6 @@ class GIoULoss(ConfigFromInit):
             coder: Box coder with `decode`.
 
         Returns:
-            The weighted sum, ().
+            The weighted sum, a scalar.
         """
         return self.weight * giou(coder.decode(predictions, anchors), boxes, weights)

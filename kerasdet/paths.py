@@ -103,7 +103,7 @@ def is_device(path: Path) -> bool:
 def prepare_files(
     outputs: Mapping[str, str | os.PathLike | None], inputs: Mapping[str, str | os.PathLike | None]
 ) -> dict[str, Path]:
-    """Runs `prepare_file` for several files, and checks that no file would overwrite another output or an input.
+    """Runs `prepare_file` for several output files, and checks that none overwrites an input or another output.
 
     Args:
         outputs: Maps the name of each setting to the path of the file to write; None for a setting that was not given.

@@ -82,8 +82,8 @@ def draw_boxes(
     if not isinstance(scale, int) or scale < 1:
         raise ValueError(f"scale is {scale!r}: expected a positive integer.")
     boxes, scores, class_ids = _check_boxes(boxes, labels, scores, class_ids)
-    masks = _check_rows("masks", masks, (len(boxes), *image.shape[:2]))
-    keypoints = _check_rows("keypoints", keypoints, (len(boxes), None, 3))
+    masks = _check_rows((len(boxes), *image.shape[:2]), masks=masks)
+    keypoints = _check_rows((len(boxes), None, 3), keypoints=keypoints)
     if keypoints is not None and not all(0 <= j < keypoints.shape[1] for pair in skeleton for j in pair):
         raise ValueError(
             f"skeleton is {skeleton}: expected pairs of keypoint indices from 0 to {keypoints.shape[1] - 1}."
@@ -241,7 +241,9 @@ def _check_boxes(boxes, labels, scores, class_ids):
     return boxes.astype(np.float64), None if scores is None else np.asarray(scores, np.float64), class_ids
 
 
-def _check_rows(name, values, shape):
+def _check_rows(shape, **arrays):
+    """Checks one array, which is passed by its name; returns None if there is nothing to draw."""
+    [(name, values)] = arrays.items()
     if values is None or not shape[0]:
         return None
     values = np.asarray(values)

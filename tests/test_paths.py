@@ -12,7 +12,7 @@ from kerasdet.export.saved_model.write import export_saved_model
 from kerasdet.export.tflite.load import TFLitePredictor
 from kerasdet.export.tflite.write import export_tflite
 from kerasdet.inference import VideoReader
-from kerasdet.inference.preprocessing import open_image
+from kerasdet.inference.images import open_image
 from kerasdet.paths import expand, is_device, make_folder, prepare_file, prepare_files
 
 

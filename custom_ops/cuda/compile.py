@@ -81,7 +81,14 @@ def known(nvrtc: ctypes.CDLL) -> list[int]:
 
 
 def compile_all(nvrtc: ctypes.CDLL) -> dict[str, bytes]:
-    """Compiles all images; returns name -> image, machine code ("sm_70" ...) before the PTX ("compute_70")."""
+    """Compiles the kernels for all architectures.
+
+    Args:
+        nvrtc: The compiler's library.
+
+    Returns:
+        The compiled images by name: machine code ("sm_70", ...), then PTX ("compute_70").
+    """
     images = {f"sm_{number}": compile_kernels(nvrtc, number, "CUBIN") for number in known(nvrtc)}
     missing = [f"sm_{number}" for number in ARCHITECTURES if f"sm_{number}" not in images]
     if missing:
@@ -90,13 +97,22 @@ def compile_all(nvrtc: ctypes.CDLL) -> dict[str, bytes]:
 
 
 def lowered(ptx: bytes) -> bytes:
-    """Lowers the version of PTX for drivers older than the compiler, and removes the one newer directive, a hint."""
+    """Lowers the version of PTX, so that drivers older than the compiler accept it.
+
+    The function also removes the only directive that needs the newer version, which is a hint.
+    """
     ptx = re.sub(rb"(?m)^.*\.pragma \"used_bytes_mask.*\n", b"", ptx)
     return re.sub(rb"(?m)^\.version .*$", f".version {PTX_VERSION}".encode(), ptx)
 
 
 def assembly(files: dict[str, Path]) -> str:
-    """Returns assembly of the table `kerasdet_cuda_images`: rows (is PTX, architecture, address), then zeros."""
+    """Returns assembly code that embeds the images and defines their table, `kerasdet_cuda_images`.
+
+    A row of the table is (is PTX, architecture, address); a row of zeros ends the table.
+
+    Args:
+        files: Paths of the images by name, such as "sm_70" or "compute_70".
+    """
     rows = [f".quad {int(name.startswith('compute'))}, {name.split('_')[1]}, {name}" for name in files]
     blobs = [f'.balign 64\n{name}: .incbin "{path}"' for name, path in files.items()]
     table = ['.section .data.rel.ro, "aw"', ".balign 8", ".globl kerasdet_cuda_images", ".hidden kerasdet_cuda_images"]
@@ -105,7 +121,7 @@ def assembly(files: dict[str, Path]) -> str:
 
 
 def fingerprint(nvrtc: ctypes.CDLL | None) -> str:
-    """Computes a digest of all sources and of the compiler's version, on which the images depend."""
+    """Computes a digest of everything that the images depend on: all sources and the compiler's version."""
     version = (ctypes.c_int * 2)()
     if nvrtc is not None:
         nvrtc.nvrtcVersion(ctypes.byref(version, 0), ctypes.byref(version, ctypes.sizeof(ctypes.c_int)))

@@ -7,7 +7,7 @@ from pathlib import Path
 LANGUAGES = ("python", "bash", "gin")
 
 _BLOCK = re.compile(
-    r"^(?:<!-- (?P<kind>\w+): (?P<text>.+?) -->\n)?\n?(?P<indent> *)```(?P<language>\w+)[^\n]*\n"
+    r"^(?:<!-- (?P<kind>\w+): (?P<text>[^\n]+?) -->\n)?\n?(?P<indent> *)```(?P<language>\w+)[^\n]*\n"
     r"(?P<code>.*?)^(?P=indent)```\n?"
     r"(?:\n<!-- output -->\n```text\n(?P<output>.*?)^```\n?)?",
     re.MULTILINE | re.DOTALL,

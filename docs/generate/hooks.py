@@ -24,6 +24,7 @@ _HOMES = {
     "benchmarks": "measurements",
     "changelog": "repository",
     "contributing": "repository",
+    "latency": "measurements",
     "recipes": "settings",
     "runtimes": "measurements",
     "surface": "settings",

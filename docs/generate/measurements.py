@@ -14,7 +14,7 @@ def benchmarks() -> str:
     if not files:
         return "`benchmarks/results` holds no measurements of this version yet."
     return "\n\n".join(
-        f"### {_title(path)}\n\n{_origin(path)}\n\n{_table(json.loads(path.read_text()))}" for path in files
+        f"### {_title(path)}\n\n{origin(path)}\n\n{_table(json.loads(path.read_text()))}" for path in files
     )
 
 
@@ -31,7 +31,7 @@ def _title(path):
     return path.stem.replace("_", " ").capitalize()
 
 
-def _origin(path):
+def origin(path):
     """Returns the purpose of the script that wrote a file, and the command. NAME_DEVICE.json comes from NAME.py."""
     names = [script.stem for script in SCRIPTS.glob("*.py") if f"{path.stem}_".startswith(f"{script.stem}_")]
     if not names:
@@ -60,6 +60,21 @@ def runtimes() -> str:
             lines.append(f"| {row['runtime']} | {' | '.join(map(str, numbers))} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "No run of `benchmarks/runtimes.py` is stored."
+
+
+def latency() -> str:
+    """Returns a table of the median latency of exports, with a column for each model and input size."""
+    columns = {}
+    for path in (RESULTS / "rtmdet.json", *sorted(RESULTS.glob("runtimes_*.json"))):
+        found = json.loads(path.read_text())
+        for row in found["rows"]:
+            if row.get("mebibytes", 1) is None:  # another model, which has no file
+                continue
+            column = columns.setdefault(f"{found['model']}, {row.get('size', found.get('size'))}", {})
+            column[row.get("side", row.get("runtime"))] = f"{row['median_ms']:.0f}"
+    sides = dict.fromkeys(side for column in columns.values() for side in column)
+    rows = [f"| {side} | {' | '.join(column.get(side, '') for column in columns.values())} |" for side in sides]
+    return "\n".join([f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows])
 
 
 def _table(contents):

@@ -1,10 +1,12 @@
 """Writes the table of published weights from ``zoo.txt``."""
 
+import parity
+
 from kerasdet.checkpoints import SOURCES
-from kerasdet.checkpoints.zoo import ZOO
+from kerasdet.checkpoints.zoo import LICENSES, ZOO
 from kerasdet.inference.preprocessing import Preprocessing
 
-_HEADER = "| name | finds | box AP | mask or keypoint AP | million parameters | MB | shorter, longer side | licence |"
+_COLUMNS = ("name", "finds", "box AP", "mask or keypoint AP", "million parameters", "MB", "sides", "parity")
 
 
 def zoo() -> str:
@@ -12,7 +14,8 @@ def zoo() -> str:
     parts = []
     for publisher in dict.fromkeys(name.partition("/")[0] for name in ZOO):
         rows = [_row(weights) for name, weights in ZOO.items() if name.startswith(f"{publisher}/")]
-        parts.append("\n".join([f"## {publisher}\n", _HEADER, "|---|---|---|---|---|---|---|---|", *rows]))
+        head = [f"## {publisher}\n", f"Licence of the weights: {LICENSES[publisher]}.\n"]
+        parts.append("\n".join([*head, f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|", *rows]))
     return "\n\n".join(parts)
 
 
@@ -21,5 +24,6 @@ def _row(weights):
     sides = f"{rule.shortest}, {rule.longest}" if weights.task != "backbone" else ""
     box, branch = ("" if value is None else f"{value:.1f}" for value in (weights.box_ap, weights.branch_ap))
     parameters = f"{weights.megabytes / 4:.0f}"  # of float32
-    cells = (f"`{weights.name}`", weights.task, box, branch, parameters, weights.megabytes, sides, weights.license)
+    compared = parity.parity(weights.source)
+    cells = (f"`{weights.name}`", weights.task, box, branch, parameters, weights.megabytes, sides, compared)
     return f"| {' | '.join(map(str, cells))} |"

@@ -1,4 +1,7 @@
-"""Converts TensorFlow's operations that create, join, repeat, select and move elements."""
+"""Converts TensorFlow's operations that create, join, repeat, select and move elements.
+
+Each function takes the converter `c` and an operation `op`, and adds ONNX nodes with the same results to the graph.
+"""
 
 import numpy as np
 import tensorflow as tf

@@ -28,6 +28,7 @@ class Converter:
     Args:
         library: Maps names of functions to `FunctionDef`s, for loops and functions that
             `kerasdet.ops.dispatch.composite` wrapped.
+        converters: Maps the type of a TensorFlow operation, such as "Conv2D", to the function that converts it.
 
     Attributes:
         builder: The `GraphBuilder` that receives the nodes.

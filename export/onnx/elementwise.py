@@ -1,4 +1,7 @@
-"""Converts TensorFlow's elementwise operations."""
+"""Converts TensorFlow's elementwise operations.
+
+Each function takes the converter `c` and an operation `op`, and adds ONNX nodes with the same results to the graph.
+"""
 
 import tensorflow as tf
 
@@ -80,7 +83,7 @@ def floor_div(c: Converter, op: tf.Operation) -> None:
 
 
 def floor_mod(c: Converter, op: tf.Operation) -> None:
-    """Converts FloorMod of integers; like that of ONNX's Mod, the result has the sign of the divisor."""
+    """Converts FloorMod of integers. In TensorFlow and ONNX, the result has the sign of the divisor."""
     c.set(op.outputs[0], c.builder.add("Mod", *(c.get(x) for x in op.inputs)))
 
 

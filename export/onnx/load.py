@@ -1,7 +1,6 @@
 """Loads an exported ONNX file as a `Predictor`."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
+from kerasdet.export.protocol import available_cores
 from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
@@ -21,7 +21,7 @@ _NEEDED += ("class_offset", "precision", "postprocessing", "input_type")
 
 
 class GraphPredictor(Predictor):
-    """Base class of predictors that run a graph of `kerasdet.export.onnx` in some runtime.
+    """Base class of predictors that run an exported ONNX graph in some runtime, such as onnxruntime or OpenVINO.
 
     Args:
         path: Path of the file or folder.
@@ -29,8 +29,8 @@ class GraphPredictor(Predictor):
 
     Attributes:
         path: Path of the file or folder.
-        metadata: The entry ``kerasdet`` of the properties, the model's description as
-            `kerasdet.export.metadata.model_metadata` makes it.
+        metadata: Description of the model, a dict that `kerasdet.export.metadata.model_metadata` made. The file stores
+            it in the property ``kerasdet``.
     """
 
     def __init__(self, path: Path, properties: Mapping[str, str]):
@@ -47,8 +47,15 @@ class GraphPredictor(Predictor):
         self._heads = RawHeads(properties["model"]) if self.metadata["postprocessing"] == "raw" else None
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the graph on the input (B, h, w, 3) and returns the outputs by name."""
-        raise NotImplementedError(f"{type(self).__name__} does not define run.")
+        """Runs the graph.
+
+        Args:
+            pixels: Input of the graph, (B, h, w, 3).
+
+        Returns:
+            The outputs by name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define run: define this method.")
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch that `preprocessing.batch` made.
@@ -100,7 +107,7 @@ class GraphPredictor(Predictor):
         return join(found)
 
     def to_input(self, images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """Converts images to the graph's input; letterboxes them if the size of the input is fixed.
+        """Converts images to the graph's input. If its size is fixed, the images are resized and padded to that size.
 
         Args:
             images: (B, H, W, 3) RGB, 0..255, uint8 or float; a single image if the size is fixed.
@@ -159,7 +166,7 @@ class OnnxPredictor(GraphPredictor):
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
+        UserError: If kerasdet did not write the file, or if onnxruntime is not installed or cannot load the file.
 
     Example:
         >>> detections = kerasdet.load("detector.onnx").detect("street.jpg")
@@ -167,12 +174,12 @@ class OnnxPredictor(GraphPredictor):
 
     def __init__(self, path: str | Path, num_threads: int | None = None):
         path = expand(path)
-        self._session = _session(path, num_threads or len(os.sched_getaffinity(0)))
+        self._session = _session(path, num_threads or available_cores())
         super().__init__(path, _properties(self._session, path))
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the file on the input (B, h, w, 3) and returns the outputs by name."""
+        """Runs the file on the input `pixels` (B, h, w, 3) and returns the outputs by name."""
         return dict(zip(self._names, self._session.run(self._names, {"image": pixels}), strict=True))
 
 
@@ -183,7 +190,7 @@ def read_metadata(path: Path) -> dict:
         path: Path of the ONNX file.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the file has no description.
@@ -202,20 +209,20 @@ def read_properties(path: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If kerasdet did not write the file, onnxruntime cannot load it, or is not installed.
+        UserError: If kerasdet did not write the file, or if onnxruntime is not installed or cannot load the file.
     """
     return _properties(_session(path, 1, optimize=False), path)
 
 
 def parse_metadata(text: str, path: Path) -> dict:
-    """Parses the entry ``kerasdet`` of a file's properties.
+    """Parses the description of a model, which exported files store under the name ``kerasdet``.
 
     Args:
-        text: The entry, a JSON string.
+        text: The description, a JSON string.
         path: Path of the file or folder, for the error message.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the string is not the description of a model.
@@ -258,5 +265,5 @@ def _session(path, num_threads, optimize=True):
     try:
         return ort.InferenceSession(str(path), options, providers=ort.get_available_providers())
     except Exception as error:  # onnxruntime raises classes of its own that share no base
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{path} cannot be loaded by onnxruntime: {reason}. Export the model again.") from None

@@ -1,4 +1,7 @@
-"""Converts TensorFlow's operations that compute an element from many elements: sums, maxima, sorting, products."""
+"""Converts TensorFlow's operations that compute an element from many elements: sums, maxima, sorting, products.
+
+Each function takes the converter `c` and an operation `op`, and adds ONNX nodes with the same results to the graph.
+"""
 
 import numpy as np
 import tensorflow as tf

@@ -1,4 +1,7 @@
-"""Converts TensorFlow's slices, which have bounds, steps and masks for each axis."""
+"""Converts TensorFlow's slices, which have bounds, steps and masks for each axis.
+
+Each function takes the converter `c` and an operation `op`, and adds ONNX nodes with the same results to the graph.
+"""
 
 import tensorflow as tf
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from kerasdet.export.spec import FormatSpec, Option
+from kerasdet.export.spec import CALIBRATION_IMAGES, INPUT_TYPE, FormatSpec, Option
 
 PRECISIONS = ("float32", "float16", "int8")
 POSTPROCESSING = ("raw", "nms")  # see `kerasdet.export.onnx.write`
-INPUT_TYPES = ("float32", "uint8")
 
 OPTIONS = (
     Option(
@@ -23,21 +22,8 @@ OPTIONS = (
         nargs=2,
         metavar=("H", "W"),
     ),
-    Option(
-        "input_type",
-        "float32",
-        "type of the input's pixels (default float32)",
-        choices=INPUT_TYPES,
-        flag="--input",
-    ),
-    Option(
-        "calibration_images",
-        (),
-        "a few dozen typical images, or folders of images, on which --precision int8 measures ranges of values",
-        kind="path",
-        nargs="+",
-        metavar="IMAGE",
-    ),
+    INPUT_TYPE,
+    CALIBRATION_IMAGES,
 )
 
 

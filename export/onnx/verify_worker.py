@@ -32,7 +32,7 @@ def main(path: str, folder: str) -> None:
         session.run(names, {"image": first})
         seconds.append(time.perf_counter() - start)
     if {"kerasdet", "tensorflow"} & sys.modules.keys():
-        raise RuntimeError("the ONNX file needed TensorFlow or kerasdet")
+        raise RuntimeError("running the ONNX file imported TensorFlow or kerasdet; expected onnxruntime alone")
     np.savez(Path(folder) / "outputs.npz", seconds=seconds, **arrays)
 
 

@@ -16,7 +16,7 @@ Entries of ``metadata_props``:
 |---|---|
 | ``kerasdet`` | the description of the model and its export as JSON, see `kerasdet.export.metadata` |
 | ``class_names`` | JSON list, if the model has names |
-| ``input`` | how an image becomes the input, in a sentence |
+| ``input`` | a sentence that explains how to convert an image to the input |
 | ``model`` | ``raw`` only: the model's configuration as JSON |
 | ``config.gin`` | the run's operative configuration, if there is one |
 """
@@ -34,9 +34,11 @@ from kerasdet.export import checks
 from kerasdet.export.metadata import model_metadata
 from kerasdet.export.network import as_input, detections, raw_outputs, run_network, serialized
 from kerasdet.export.onnx.quantization import quantize
-from kerasdet.export.onnx.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
+from kerasdet.export.onnx.spec import POSTPROCESSING, PRECISIONS
+from kerasdet.export.spec import INPUT_TYPES
 from kerasdet.files import replacing
-from kerasdet.inference.preprocessing import Preprocessing, open_images
+from kerasdet.inference.images import open_images
+from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
 from kerasdet.paths import prepare_file
 
@@ -224,6 +226,9 @@ def _properties(model, options, size, gin_config):
 
 def _rule(preprocessing: Preprocessing, size) -> str:
     """Returns a sentence that says how an image is converted to the input."""
+    if preprocessing.rounding == "square":
+        height, width = size or [min(preprocessing.shortest, preprocessing.longest)] * 2
+        return f"RGB, 0..255: stretched to {height}x{width} (height x width), kernel {preprocessing.kernel}."
     if size:
         fill = ", ".join(f"{value:g}" for value in preprocessing.filling)
         return (

@@ -39,7 +39,7 @@ def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
         folder: The server's ``--model_path``, a new folder or that of an earlier export.
 
     Yields:
-        The path to which the block must write the IR, and the path that it has afterwards.
+        The path to which the ``with`` block must write the IR, and the path of the IR after the block.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]

@@ -22,7 +22,7 @@ class OpenVinoPredictor(GraphPredictor):
         device: Name of the device in OpenVINO, such as "CPU" or "GPU".
 
     Raises:
-        UserError: If kerasdet did not write the folder, OpenVINO cannot load it, or is not installed.
+        UserError: If kerasdet did not write the folder, or if OpenVINO is not installed or cannot load the model.
 
     Example:
         >>> detections = kerasdet.load("detector").detect("street.jpg")
@@ -36,7 +36,7 @@ class OpenVinoPredictor(GraphPredictor):
         self._names = [output.any_name for output in self._compiled.outputs]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the graph on the input (B, h, w, 3) and returns the outputs by name."""
+        """Runs the graph on the input `pixels` (B, h, w, 3) and returns the outputs by name."""
         request = self._compiled.create_infer_request()  # one for each call, because several threads may call
         results = request.infer({"image": pixels})
         return {name: np.array(results[name]) for name in self._names}
@@ -49,7 +49,7 @@ def read_metadata(path: Path) -> dict:
         path: Path of the folder of the IR.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the IR has no description.
@@ -67,7 +67,7 @@ def read_properties(path: Path) -> dict[str, str]:
         The entries, strings by name, see `kerasdet.export.onnx.write`.
 
     Raises:
-        UserError: If kerasdet did not write the folder, OpenVINO cannot read it, or is not installed.
+        UserError: If kerasdet did not write the folder, or if OpenVINO is not installed or cannot read the model.
     """
     return _properties(_read(path)[1], path)
 
@@ -95,5 +95,5 @@ def _read(path):
     try:
         return core, core.read_model(path / MODEL_FILE)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{path} cannot be loaded by OpenVINO: {reason}. Export the model again.") from None

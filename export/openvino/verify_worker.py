@@ -32,7 +32,7 @@ def main(path: str, folder: str) -> None:
         run({"image": first})
         seconds.append(time.perf_counter() - start)
     if {"kerasdet", "tensorflow"} & sys.modules.keys():
-        raise RuntimeError("the IR needed TensorFlow or kerasdet")
+        raise RuntimeError("running the IR imported TensorFlow or kerasdet; expected OpenVINO alone")
     np.savez(Path(folder) / "outputs.npz", seconds=seconds, **arrays)
 
 

@@ -31,7 +31,7 @@ def decode_batch(
         padding, and their original heights and widths (B, 2) int32.
 
     Raises:
-            tf.errors.InvalidArgumentError: At run time, if an image is damaged, too large, or neither JPEG nor PNG.
+        tf.errors.InvalidArgumentError: At run time, if an image is damaged, too large, or neither JPEG nor PNG.
     """
 
     # A function of its own, because signatures are traced without AutoGraph, which turns the Python loop into a graph.
@@ -67,19 +67,26 @@ def _decode(encoded, index, max_pixels):
         [_check(tf.io.is_jpeg(encoded) | is_png, "image_bytes[{}] is not a JPEG or PNG file", index)]
     ):
         encoded = tf.identity(encoded)
-    readable, size = _attempt(lambda data: tf.cond(is_png, lambda: _png_size(data), lambda: _jpeg_size(data)), encoded)
-    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    readable, (pixels, image) = _attempt(lambda data: _read(data, is_png, max_pixels), encoded)
     too_large = "image_bytes[{}] has {} pixels, and this model accepts " + f"{max_pixels}: send a smaller image"
     with tf.control_dependencies(
         [
-            _check(readable & (pixels > 0), "image_bytes[{}] has a damaged header", index),
+            _check(readable & (pixels > 0), "image_bytes[{}] is damaged or cut short", index),
             _check(pixels <= max_pixels, too_large, index, pixels),
         ]
     ):
-        encoded = tf.identity(encoded)
-    whole, image = _attempt(lambda data: image_ops.decode(data, refuse_damaged=True), encoded)
-    with tf.control_dependencies([_check(whole, "image_bytes[{}] is damaged or cut short", index)]):
         return tf.identity(image)
+
+
+def _read(encoded, is_png, max_pixels):
+    """Returns the number of pixels that the header states, and the image, which is empty if they are too many."""
+    pixels = tf.reduce_prod(tf.cond(is_png, lambda: _png_size(encoded), lambda: _jpeg_size(encoded)))
+    image = tf.cond(
+        pixels <= max_pixels,
+        lambda: image_ops.decode(encoded, refuse_damaged=True),
+        lambda: tf.zeros([0, 0, 3], tf.uint8),
+    )
+    return pixels, image
 
 
 def _check(condition, message, *values):
@@ -99,11 +106,11 @@ def _jpeg_size(encoded):
 
 
 def _attempt(function, encoded):
-    """Returns whether a function of an encoded image succeeds, and its result, which is empty if it fails.
+    """Returns whether a function of an encoded image succeeds, and its results, which are empty if it fails.
 
     A failed op would end the graph with a message that does not name the image. Inside a dataset, `ignore_errors`
     catches the failure.
     """
     result = tf.data.Dataset.from_tensors(encoded).map(function).with_options(_UNOPTIMIZED)
-    empty = tf.zeros([size or 0 for size in result.element_spec.shape], result.element_spec.dtype)
-    return result.ignore_errors().reduce((False, empty), lambda _, value: (True, value))
+    empty = tuple(tf.zeros([size or 0 for size in spec.shape], spec.dtype) for spec in result.element_spec)
+    return result.ignore_errors().reduce((False, empty), lambda _, *values: (True, values))

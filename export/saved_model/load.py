@@ -98,7 +98,7 @@ def read_metadata(path: Path) -> dict:
         path: The folder of the SavedModel.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the SavedModel has no description.

@@ -20,7 +20,8 @@ SPEC = FormatSpec(
         Option(
             "ops",
             "tensorflow",
-            "use stock operations, or kerasdet's compiled ones, which the server must then load (default tensorflow)",
+            "tensorflow: stock operations; compiled: kerasdet's compiled operations, which the server must load "
+            "(default tensorflow)",
             choices=("tensorflow", "compiled"),
         ),
         Option(

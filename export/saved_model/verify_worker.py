@@ -33,7 +33,7 @@ def main(saved_model: str, folder: str, *libraries: str) -> None:
         results["serving_default"]["num_detections"].numpy()
         seconds.append(time.perf_counter() - start)
     if "kerasdet" in sys.modules:
-        raise RuntimeError("the SavedModel imported kerasdet")
+        raise RuntimeError("running the SavedModel imported kerasdet; expected TensorFlow alone")
     arrays = {f"{name}/{key}": value.numpy() for name, outputs in results.items() for key, value in outputs.items()}
     np.savez(Path(folder) / "outputs.npz", seconds=seconds, **arrays)
 

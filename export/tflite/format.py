@@ -16,7 +16,7 @@ from kerasdet.models import Detector
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
     """Runs a TFLite file in a process that has only LiteRT.
 
-    Model and file get the same pixels: each image letterboxed to the input size of the file. The model's own
+    Model and file get the same pixels: each image is resized and padded to the input size of the file. The model's own
     post-processing is applied to the outputs of a file without post-processing.
 
     Args:

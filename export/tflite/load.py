@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
+from kerasdet.export.protocol import available_cores
 from kerasdet.export.tflite.native_log import without_delegate_line
 from kerasdet.inference.padded import from_tf_od, join
 from kerasdet.inference.predictor import Predictor, batch_sizes
@@ -35,8 +35,8 @@ class TFLitePredictor(Predictor):
 
     Attributes:
         path: Path of the file.
-        metadata: The contents of the ``kerasdet.json`` in the file, as `kerasdet.export.metadata.model_metadata` makes
-            it.
+        metadata: Description of the model, a dict that `kerasdet.export.metadata.model_metadata` made. The file stores
+            it as ``kerasdet.json``.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -65,7 +65,7 @@ class TFLitePredictor(Predictor):
             with np.load(io.BytesIO(files[ANCHORS_FILE])) as anchors:
                 self._anchors = dict(anchors)
         self._lock = threading.Lock()  # an interpreter runs one image at a time
-        self._run = _make_runner(self.path, num_threads or len(os.sched_getaffinity(0)))
+        self._run = _make_runner(self.path, num_threads or available_cores())
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch of images that have not been resized.
@@ -89,7 +89,7 @@ class TFLitePredictor(Predictor):
         return join(found)
 
     def to_input(self, image: np.ndarray | tf.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
-        """Letterboxes an image to the input size of the TFLite file.
+        """Resizes and pads an image to the input size of the TFLite file.
 
         Args:
             image: (H, W, 3) RGB, 0..255, uint8 or float.
@@ -102,7 +102,7 @@ class TFLitePredictor(Predictor):
         return as_input(pixels.numpy(), self.metadata["input_type"])[None], size
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the file on the input (1, h, w, 3) and returns the outputs by name."""
+        """Runs the file on the input `pixels` (1, h, w, 3) and returns the outputs by name."""
         with self._lock:
             return {name: np.array(value) for name, value in self._run(image=pixels).items()}
 
@@ -113,7 +113,8 @@ class TFLitePredictor(Predictor):
             outputs: Output arrays by name.
 
         Returns:
-            Padded detections, a dict of `boxes` (1, D, 4) yxyx, `scores` ..., in pixels of the file's input.
+            Padded detections, see `kerasdet.inference.padded`: a dict of `boxes` (1, D, 4) yxyx in pixels of the file's
+            input, `scores` (1, D) and more.
         """
         if self._heads is not None:
             return self._heads.postprocess(outputs, self._anchors, self.metadata["size"])
@@ -128,7 +129,7 @@ def read_metadata(path: Path) -> dict:
         path: Path of the TFLite file.
 
     Returns:
-        The description, a dict as `kerasdet.export.metadata.model_metadata` makes it.
+        The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
         UserError: If the file has no description.

@@ -110,7 +110,7 @@ def apply_nms_custom_op(model: Detector, candidates: Mapping[str, tf.Tensor]) ->
 
     @tf.function(experimental_implements=signature)
     def tflite_detection_postprocess(encodings, scores, anchors):
-        """Stands for the custom op, with which the converter replaces this function."""
+        """Marks the place of the custom op: the converter replaces this function by the op."""
         return tf.zeros([1, capacity, 4]), tf.zeros([1, capacity]), tf.zeros([1, capacity]), tf.zeros([1])
 
     anchors = tf.tile([[0.0, 0.0, 1.0, 1.0]], [scores.shape[1], 1])

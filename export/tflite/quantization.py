@@ -69,7 +69,7 @@ def lower_precision(
 
 
 def check_installed(precision: str) -> None:
-    """Checks that the package is installed that converts to a precision.
+    """Checks that the package which converts to a precision is installed.
 
     Args:
         precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from kerasdet.export.spec import FormatSpec, Option
+from kerasdet.export.spec import CALIBRATION_IMAGES, INPUT_TYPE, FormatSpec, Option
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")  # see `kerasdet.export.tflite.quantization`
 POSTPROCESSING = ("raw", "postprocess", "nms")  # see `kerasdet.export.tflite.postprocessing`
-INPUT_TYPES = ("float32", "uint8")
 
 
 def _recognizes(path: Path) -> bool:
@@ -29,25 +28,13 @@ SPEC = FormatSpec(
         Option(
             "size",
             None,
-            "height and width of the input in pixels (default: shortest, longest edge of the resize rule, up to 5:3)",
+            "height and width of the input in pixels (default: the shortest and longest edge of the model's resize "
+            "rule, with a width of at most 5/3 of the height)",
             kind="count",
             nargs=2,
             metavar=("H", "W"),
         ),
-        Option(
-            "input_type",
-            "float32",
-            "type of the input's pixels (default float32)",
-            choices=INPUT_TYPES,
-            flag="--input",
-        ),
-        Option(
-            "calibration_images",
-            (),
-            "a few dozen typical images, or folders of images, on which --precision int8 measures ranges of values",
-            kind="path",
-            nargs="+",
-            metavar="IMAGE",
-        ),
+        INPUT_TYPE,
+        CALIBRATION_IMAGES,
     ),
 )

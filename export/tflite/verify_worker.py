@@ -26,7 +26,7 @@ def main(path: str, folder: str) -> None:
         run(image=inputs[:1])
         seconds.append(time.perf_counter() - start)
     if {"kerasdet", "tensorflow"} & sys.modules.keys():
-        raise RuntimeError("the TFLite file needed TensorFlow or kerasdet")
+        raise RuntimeError("running the TFLite file imported TensorFlow or kerasdet; expected LiteRT alone")
     arrays = {name: np.stack([result[name] for result in results]) for name in results[0]}
     np.savez(Path(folder) / "outputs.npz", seconds=seconds, **arrays)
 

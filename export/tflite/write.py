@@ -20,13 +20,15 @@ from kerasdet.export import checks
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.metadata import METADATA_FILE, model_metadata
 from kerasdet.export.network import as_input, detections, raw_outputs, run_network, serialized
+from kerasdet.export.spec import INPUT_TYPES
 from kerasdet.export.tflite import postprocessing as post
 from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import check_installed, lower_precision
-from kerasdet.export.tflite.spec import INPUT_TYPES, POSTPROCESSING, PRECISIONS
+from kerasdet.export.tflite.spec import POSTPROCESSING, PRECISIONS
 from kerasdet.files import replacing
-from kerasdet.inference.preprocessing import Preprocessing, open_images
+from kerasdet.inference.images import open_images
+from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_compat import tflite_converter_error
 from kerasdet.models import Detector
 from kerasdet.ops import implementation
@@ -52,9 +54,9 @@ def export_tflite(
         postprocessing: "nms" for built-in ops with the model's own rules, "postprocess" for the custom op
             ``TFLite_Detection_PostProcess``, "raw" for the outputs of the heads.
         precision: "float32", "float16", "dynamic" or "int8", see `kerasdet.export.tflite.quantization`.
-        size: Height and width of the input in pixels. None takes `shortest` and `longest` of the model's resize rule,
-            but not wider than 5:3, the ratio of COCO's rule (800, 1333). Give the aspect ratio of your images: the rest
-            of the input is padding.
+        size: Height and width of the input in pixels. None: `shortest` and `longest` of the model's resize rule; the
+            width is at most 5/3 of the height, the ratio of COCO's rule (800, 1333). Choose the aspect ratio of your
+            images, because the rest of the input is padding.
         input_type: Dtype of the input's pixels, "float32" or "uint8".
         calibration_images: A few dozen images that are typical for the model, as arrays (H, W, 3), PIL images or paths.
             "int8" needs these images to determine the ranges of activations.
@@ -109,7 +111,11 @@ def export_tflite(
 
 
 def default_size(rule: Preprocessing) -> tuple[int, int]:
-    """Returns the input's height and width in pixels for a resize rule, not wider than 5:3."""
+    """Returns the default height and width of the input in pixels; the width is at most 5/3 of the height.
+
+    Args:
+        rule: The model's preprocessing, which holds the resize rule.
+    """
     return rule.shortest, min(rule.longest, round(rule.shortest * 5 / 3))
 
 

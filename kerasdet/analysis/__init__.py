@@ -1,10 +1,10 @@
 """Analyses why a detector's AP is low: thresholds, confused classes, kinds of errors, calibration, intervals.
 
-All functions use only NumPy. They take an `Instances` object, which `collect` makes from objects and detections.
+All functions use only NumPy. They take an `Instances` object, which `collect` makes from ground truth and detections.
 """
 
 from kerasdet.analysis.analyze import Analysis, Comparison, analyze_cases, compare
-from kerasdet.analysis.bootstrap import Interval, coco_matches, interval, resampled, weights
+from kerasdet.analysis.bootstrap import Interval, coco_matches, images_with_objects, interval, resampled, weights
 from kerasdet.analysis.calibration import Calibration, calibration
 from kerasdet.analysis.confusion import confusion
 from kerasdet.analysis.instances import Instances, collect
@@ -31,6 +31,7 @@ __all__ = [
     "collect",
     "compare",
     "confusion",
+    "images_with_objects",
     "interval",
     "match",
     "overall_curve",

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasdet.analysis.bootstrap import SAMPLES, Interval, coco_matches, interval, resampled, weights
+from kerasdet.analysis.bootstrap import (
+    SAMPLES,
+    Interval,
+    coco_matches,
+    images_with_objects,
+    interval,
+    resampled,
+    weights,
+)
 from kerasdet.analysis.calibration import Calibration, calibration
 from kerasdet.analysis.confusion import confusion
 from kerasdet.analysis.instances import Instances, collect
@@ -16,7 +24,7 @@ from kerasdet.analysis.precision import Curve, Threshold, best_threshold, class_
 from kerasdet.analysis.tide import Errors, tide
 
 if TYPE_CHECKING:
-    from kerasdet.evaluation.coco import Cases
+    from kerasdet.evaluation.cases import Cases
 
 DEFAULT_SCORE = 0.3  # default of `kerasdet predict`; used if no detection is right at any threshold
 
@@ -32,6 +40,8 @@ class Analysis:
         instances: Objects and detections.
         samples: Maps metric names to (1 + S,) values: the value for all images, then the values for S resampled sets of
             images, see `kerasdet.analysis.bootstrap.resampled`.
+        images_of: Maps the same names to the numbers of images with objects, see
+            `kerasdet.analysis.bootstrap.images_with_objects`.
         ap: AP for each area range (all, small, medium, large), IoU threshold and class, (4, 10, K); NaN without
             objects.
         positives: Number of objects for each area range and class, (4, K).
@@ -40,9 +50,9 @@ class Analysis:
         thresholds: Score threshold with the best F1 for each class; None for a class without correct detections.
         threshold: Score threshold with the best F1 for all detections together; None without correct detections.
         errors: Kinds of errors of all detections, and the AP that each kind costs.
-        shown: Objects, and the detections above `threshold`.
-        shown_errors: Kinds of errors of the detections above `threshold`.
-        table: Confusion of the detections above `threshold`, see `kerasdet.analysis.confusion.confusion`.
+        shown: All objects, but only the detections above `score`.
+        shown_errors: Kinds of errors of the detections above `score`.
+        table: Confusion matrix of the detections above `score`, see `kerasdet.analysis.confusion.confusion`.
         reliability: Calibration of all detections at an IoU of 0.5.
     """
 
@@ -51,6 +61,7 @@ class Analysis:
     image_ids: tuple[int, ...]
     instances: Instances
     samples: dict[str, np.ndarray]
+    images_of: dict[str, np.ndarray]
     ap: np.ndarray
     positives: np.ndarray
     curves: Sequence[Curve]
@@ -66,16 +77,17 @@ class Analysis:
     @property
     def numbers(self) -> dict[str, Interval]:
         """COCO's twelve metrics by name, with their 95 % confidence intervals."""
-        return {name: interval(values) for name, values in self.samples.items() if name != "class"}
+        names = [name for name in self.samples if name != "class"]
+        return {name: interval(self.samples[name], self.images_of[name]) for name in names}
 
     @property
     def class_numbers(self) -> list[Interval]:
         """AP of each of the K classes, with its 95 % confidence interval."""
-        return [interval(values) for values in self.samples["class"].T]
+        return [interval(*pair) for pair in zip(self.samples["class"].T, self.images_of["class"], strict=True)]
 
     @property
     def score(self) -> float:
-        """Score above which detections are shown: the score of `threshold`, or a default if that is None."""
+        """Score above which detections are shown: `threshold.score`, or 0.3 if `threshold` is None."""
         return DEFAULT_SCORE if self.threshold is None else self.threshold.score
 
     def content(self) -> dict:
@@ -131,8 +143,8 @@ class Comparison:
         differences: Maps the names of COCO's metrics to their differences, this run minus the other run, with 95 %
             confidence intervals. Both runs are resampled with the same images.
         class_differences: Differences of the AP of each of the K classes, with 95 % confidence intervals.
-        fixed: (G,) bool, objects that only this run finds above its threshold.
-        broken: (G,) bool, objects that only the other run finds above its threshold.
+        fixed: (G,) bool, true for objects that only this run finds with its own score threshold.
+        broken: (G,) bool, true for objects that only the other run finds with its own score threshold.
     """
 
     differences: dict[str, Interval]
@@ -156,7 +168,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
     """Runs every analysis on the detections of one type, boxes or masks.
 
     Args:
-        cases: Ground truth and detections, from `kerasdet.evaluation.coco.read_cases`.
+        cases: Ground truth and detections, from `kerasdet.evaluation.cases.read_cases`.
         samples: Number of resampled sets of images for the confidence intervals.
         seed: Seed of the resampling.
 
@@ -181,6 +193,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
         image_ids=tuple(cases.image_ids),
         instances=instances,
         samples=resampled(instances, matches, weights(instances.num_images, samples, seed)),
+        images_of=images_with_objects(instances, matches),
         ap=class_ap(instances, matches),
         positives=matches.positives(instances),
         curves=curves,
@@ -208,9 +221,12 @@ def compare(analysis: Analysis, other: Analysis) -> Comparison:
         The differences, `analysis` minus `other`, and the objects that only one of the runs finds.
     """
     found, was_found = (_found(each.shown) for each in (analysis, other))
+    changes = {name: values - other.samples[name] for name, values in analysis.samples.items()}
+    images, limits = analysis.images_of, (-1.0, 1.0)
+    per_class = zip(changes.pop("class").T, images["class"], strict=True)
     return Comparison(
-        {name: interval(analysis.samples[name] - other.samples[name]) for name in analysis.samples if name != "class"},
-        [interval(values) for values in (analysis.samples["class"] - other.samples["class"]).T],
+        {name: interval(values, images[name], limits) for name, values in changes.items()},
+        [interval(values, number, limits) for values, number in per_class],
         found & ~was_found,
         was_found & ~found,
     )

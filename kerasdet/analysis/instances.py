@@ -51,12 +51,12 @@ class Instances:
 
     @property
     def object_starts(self) -> np.ndarray:
-        """(I + 1,) indices: the first object of each image, then the number of objects."""
+        """Index of the first object of each image, followed by the number of all objects, (I + 1,)."""
         return np.searchsorted(self.object_images, np.arange(self.num_images + 1))
 
     @property
     def starts(self) -> np.ndarray:
-        """(I + 1,) indices: the first detection of each image, then the number of detections."""
+        """Index of the first detection of each image, followed by the number of all detections, (I + 1,)."""
         return np.searchsorted(self.images, np.arange(self.num_images + 1))
 
     def keep(self, chosen: np.ndarray) -> "Instances":

@@ -13,7 +13,7 @@ AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matches:
-    """Tells which detections are correct, for A area ranges and T IoU thresholds.
+    """Tells which of D detections are correct, for A area ranges, T IoU thresholds and G objects.
 
     Args:
         correct: (A, T, D) bool, whether a detection matches an object that is not ignored.
@@ -57,11 +57,11 @@ def match(
 
     Args:
         instances: Objects and detections.
-        thresholds: T IoU thresholds.
-        areas: A pairs (low, high) of areas in square pixels, both inclusive. Objects with other areas are ignored.
+        thresholds: The T IoU thresholds.
+        areas: The A area ranges (low, high) in square pixels, both inclusive. Objects with other areas are ignored.
 
     Returns:
-        One match per detection, for each of the A area ranges and T thresholds.
+        The matches of all detections, for each of the A area ranges and T thresholds.
     """
     low, high = np.array(areas, np.float64).T[..., None]  # (A, 1) each
     outside = (instances.object_areas < low) | (instances.object_areas > high)

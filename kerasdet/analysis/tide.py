@@ -55,7 +55,7 @@ class Errors:
 
 
 def tide(instances: Instances) -> Errors:
-    """Classifies the errors of all detections and computes their costs in AP.
+    """Classifies the errors of all detections and computes the AP that each kind of error costs.
 
     Args:
         instances: Objects and detections.

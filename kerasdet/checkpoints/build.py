@@ -35,6 +35,7 @@ from kerasdet.models import (
     FCOS,
     RPN,
     SSD,
+    Centerness,
     DynamicMaskBranch,
     FasterRCNN,
     KeypointBranch,
@@ -99,7 +100,7 @@ COUNTING_BIAS = {
 def build(
     spec: Source, num_classes: int | None, shapes: Mapping[str, tuple], norm_epsilon: float | None
 ) -> keras.Model:
-    """Builds the model of a source, with random weights.
+    """Builds the kerasdet model that corresponds to a model of a source framework, with random weights.
 
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
@@ -139,6 +140,7 @@ def build(
     anchors = AnchorGenerator(**spec.anchors)
     if spec.kind in DENSE_PARTS:
         model, coder, head, matcher = DENSE_PARTS[spec.kind]
+        own = {} if spec.centerness is None else {"centerness": Centerness(**spec.centerness)}
         return model(
             num_classes,
             backbone=backbone,
@@ -151,7 +153,7 @@ def build(
             normalizer=None if spec.normalizer is None else LossNormalizer(**spec.normalizer),
             postprocessing=None if spec.postprocessing is None else Postprocessing(**spec.postprocessing),
             preprocessing=preprocessing,
-            **spec.model,
+            **own,
         )
     parts = {
         "backbone": backbone,
@@ -166,9 +168,7 @@ def build(
         branches.append(MaskBranch(**spec.mask))
     if spec.keypoint is not None:
         branches.append(KeypointBranch(shapes["keypoint_branch/head/deconv/bias"][0], **spec.keypoint))
-    return FasterRCNN(
-        num_classes, **parts, roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)), **spec.model
-    )
+    return FasterRCNN(num_classes, **parts, roi_heads=RoIHeads(branches=branches, **with_parts(spec.roi_heads)))
 
 
 def with_parts(arguments: Mapping[str, object]) -> dict[str, object]:

@@ -6,14 +6,16 @@ downloaded and converted again.
 """
 
 import hashlib
+import logging
 import os
 import random
 import urllib.parse
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kerasdet.checkpoints.convert import to_model
-from kerasdet.checkpoints.download import check, download, file_hash
+from kerasdet.checkpoints.download import check, download, file_hash, shown
 from kerasdet.checkpoints.read import read
 from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.zoo import Weights, find, is_name
@@ -21,17 +23,18 @@ from kerasdet.errors import UserError
 from kerasdet.files import replacing, waiting_lock
 from kerasdet.paths import cache_home, expand
 
-_CONVERSION = (
-    1  # increase it if models converted by an earlier kerasdet no longer load, or would be converted differently
-)
+# Increase it if models converted by an earlier kerasdet no longer load, or would be converted differently.
+_CONVERSION = 2
+
+log = logging.getLogger(__name__)
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
     """Resolves the name of published weights to a local folder; downloads and converts the weights if necessary.
 
     Args:
-        path: A path, or a name of `kerasdet.checkpoints.zoo.ZOO`. An existing file or folder takes precedence over a
-            name.
+        path: A path, or the name of published weights, a key of `kerasdet.checkpoints.zoo.ZOO`. An existing file or
+            folder takes precedence over a name.
 
     Returns:
         The folder that contains ``model.keras``, or `path` itself if it is not a name.
@@ -69,22 +72,22 @@ def is_cached(weights: Weights) -> bool:
     """Tells whether published weights are in the cache, so that they can be loaded offline.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         True if the cache contains the published file or the converted model.
     """
-    return (_folder(weights) / "model.keras").exists() or _file(weights).exists()
+    return (converted_folder(weights) / "model.keras").exists() or published_file(weights).exists()
 
 
 def model_folder(weights: Weights) -> Path:
     """Returns the folder of the converted model of published weights. The first call downloads and converts them.
 
     Several processes may call this function at the same time: one process does the work, the others wait. A killed
-    process leaves no incomplete model.
+    process leaves no incomplete model. A model that the disk damaged later is converted again.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         The folder that contains ``model.keras``.
@@ -92,13 +95,16 @@ def model_folder(weights: Weights) -> Path:
     Raises:
         UserError: If the weights cannot be downloaded or converted.
     """
-    folder = _folder(weights)
-    if (folder / "model.keras").exists():
-        return folder
+    folder = converted_folder(weights)
+    model = folder / "model.keras"
     try:
+        if _is_intact(model):
+            return folder
         with waiting_lock(folder.parent / ".lock", f"Another process prepares {weights.name}: waiting for it."):
-            if not (folder / "model.keras").exists():
-                _convert(weights, _fetch(weights), folder / "model.keras")
+            if not _is_intact(model):
+                if model.exists():
+                    log.warning("%s is damaged: it is converted again.", model)
+                _prepare(weights, model)
     except OSError as error:
         raise UserError(f"{error} Set KERASDET_HOME to a folder that can be written to.") from None
     return folder
@@ -123,9 +129,48 @@ def mirrored(url: str) -> str:
     return f"{mirror.rstrip('/')}/{_host_and_path(url)}"
 
 
-def _fetch(weights):
-    """Returns the path of the published file; downloads the file if it is missing or damaged."""
-    path = _file(weights)
+def _is_intact(model):
+    """Tells whether a converted model exists and all its bytes are as they were written."""
+    if not model.exists():
+        return False
+    try:
+        with zipfile.ZipFile(model) as archive:
+            return archive.testzip() is None
+    except PermissionError:
+        raise
+    except Exception:  # a damaged archive raises errors of many types
+        return False
+
+
+def _prepare(weights, model):
+    """Downloads a published file if necessary, and converts it."""
+    file = fetch(weights)
+    is_verified = weights.digest is not None or _record(file).exists()
+    try:
+        convert(weights, file, model)
+    except UserError as error:
+        if is_verified:
+            raise
+        file.unlink()  # such as the login page of a network: without a hash, only the conversion finds it
+        raise UserError(f"{shown(mirrored(weights.url))} was removed from the cache. {error}") from None
+    if not is_verified:
+        with replacing(_record(file)) as record:
+            record.write_text(file_hash(file, "sha256"))
+
+
+def fetch(weights: Weights) -> Path:
+    """Downloads a published file if it is missing or damaged.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: If the file cannot be downloaded.
+    """
+    path = published_file(weights)
     digest = weights.digest or _recorded(path)
     if path.exists():
         try:
@@ -139,14 +184,11 @@ def _fetch(weights):
         raise UserError(
             f"{weights.name} is not in the cache {cache_home()} and cannot be downloaded: {error}"
         ) from None
-    if digest is None:
-        with replacing(_record(path)) as file:
-            file.write_text(file_hash(path, "sha256"))
     return path
 
 
 def _recorded(path):
-    """Returns the hash of the first download, for files without a published hash; later downloads must match."""
+    """Returns the hash of the first file that was converted, for files without a published hash."""
     record = _record(path)
     return ("sha256", record.read_text()) if record.exists() else None
 
@@ -155,11 +197,19 @@ def _record(path):
     return path.with_name(f"{path.name}.sha256")
 
 
-def _convert(weights, file, out):
-    """Converts a published file, in a new thread without the caller's strategy and dtype policy."""
-    state = (
-        random.getstate()
-    )  # Keras draws seeds from it: a first run, which converts weights, must train like later runs
+def convert(weights: Weights, file: Path, out: Path) -> None:
+    """Converts a published file, in a new thread without the caller's strategy and dtype policy.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        file: Path of the published file.
+        out: Path of the ``.keras`` file to write.
+
+    Raises:
+        UserError: If the file cannot be converted.
+    """
+    # Keras draws seeds from this state: a first run, which converts weights, must train like later runs.
+    state = random.getstate()
     try:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(_convert_here, weights, file, out).result()
@@ -175,12 +225,29 @@ def _convert_here(weights, file, out):
         model.save(partial)
 
 
-def _file(weights):
+def published_file(weights: Weights) -> Path:
+    """Returns the place of a published file in the cache.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+
+    Returns:
+        The path of the file, which may not exist yet.
+    """
     return cache_home() / "downloads" / _host_and_path(weights.url)
 
 
-def _folder(weights):
-    """Returns the folder of a conversion, which changes with the table of the source and the published file."""
+def converted_folder(weights: Weights) -> Path:
+    """Returns the folder of a converted model.
+
+    A change of the description of the source model, or another published file, leads to another folder.
+
+    Args:
+        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+
+    Returns:
+        The path of the folder, which may not exist yet.
+    """
     key = repr((_CONVERSION, SOURCES[weights.source], weights.url))
     return cache_home() / "models" / weights.name / hashlib.sha256(key.encode()).hexdigest()[:12]
 

@@ -9,7 +9,7 @@ import numpy as np
 from kerasdet.arguments import check_numbers
 from kerasdet.checkpoints.build import CLASS_LAYERS, COUNTING_BIAS, build, named_variables, our_layout
 from kerasdet.checkpoints.names import is_ignored, modern_names, source_name, untied_name
-from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.checkpoints.sources import SOURCES, Source
 from kerasdet.checkpoints.state_dict import take_model
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator, level_number
@@ -60,7 +60,7 @@ def to_model(
     spec = SOURCES[source]
     class_names = getattr(state, "class_names", None)
     tensors = _CSPNEXT_TENSORS if spec.kind == "rtmdet" else _RESNET_TENSORS
-    state = take_model(state, [_source_name(name, spec) for name in tensors])
+    state = take_model(state, [name_in_source(name, spec) for name in tensors])
     names = modern_names(state, spec.framework)
     state = {
         names[name]: np.asarray(value) for name, value in state.items() if not is_ignored(names[name], spec.framework)
@@ -75,7 +75,7 @@ def to_model(
     if num_classes is not None:
         skipped = {name for name in variables if name.startswith(CLASS_LAYERS[spec.kind])}
         for name in skipped:
-            state.pop(_source_name(name, spec), None)
+            state.pop(name_in_source(name, spec), None)
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
     _assign(variables, state, spec, source)
     _warn_of_kind(variables, spec, source)
@@ -91,12 +91,21 @@ def _untied(state, spec, source):
         if first in state and not np.array_equal(state[name], state[first]):
             raise UserError(
                 f"The tensors {name} and {first} of the checkpoint differ, but in {source} they are the same tensor. "
-                "Pass the --source (Python: source=) that the file was trained with."
+                "Pass the model of the file with --source (Python: source=)."
             )
     return {name: value for name, value in state.items() if names[name] == name}
 
 
-def _source_name(name, spec):
+def name_in_source(name: str, spec: Source) -> str:
+    """Returns the name of a variable in the checkpoints of a source.
+
+    Args:
+        name: Name of the variable in kerasdet, from `named_variables`.
+        spec: A value of `SOURCES`.
+
+    Returns:
+        The name of the tensor.
+    """
     finest = {"rcnn": 2, "rpn": 2, "ssd": level_number(_finest_level(spec))}.get(spec.kind, 3)
     return source_name(name, spec.framework, spec.names, backbone_only=spec.kind == "backbone", finest=finest)
 
@@ -107,11 +116,11 @@ def _finest_level(spec):
 
 
 def _entry(state, name, spec, source):
-    theirs = _source_name(name, spec)
+    theirs = name_in_source(name, spec)
     if theirs not in state:
         raise UserError(
             f"The checkpoint has no tensor {theirs}, which {source} needs; it has {_list(sorted(state))}. Pass the "
-            "--source (Python: source=) that the file was trained with."
+            "model of the file with --source (Python: source=)."
         )
     return theirs, state[theirs]
 
@@ -137,7 +146,7 @@ def _count_classes(state, spec, source):
         if bias.size < 2:
             raise UserError(
                 f"The tensor {name} of the checkpoint has shape {bias.shape}; {source} needs an entry for each class "
-                "and one for the background. Pass the --source (Python: source=) that the file was trained with."
+                "and one for the background. Pass the model of the file with --source (Python: source=)."
             )
         return bias.size - 1
     num_anchors = _anchors_of_finest_level(spec)
@@ -146,7 +155,7 @@ def _count_classes(state, spec, source):
         raise UserError(
             f"The tensor {name} of the checkpoint has {bias.size} entries; {source} needs a multiple of {num_anchors}: "
             f"an entry per anchor for each class{' and for the background' if spec.background_first else ''}. Pass the "
-            "--source (Python: source=) that the file was trained with."
+            "model of the file with --source (Python: source=)."
         )
     return columns - spec.background_first
 
@@ -161,7 +170,7 @@ def _anchors_of_finest_level(spec):
 
 def _assign(variables, state, spec, source):
     """Assigns every tensor to its variable; raises an error that names missing, unexpected or misshapen tensors."""
-    theirs = {name: _source_name(name, spec) for name in variables}
+    theirs = {name: name_in_source(name, spec) for name in variables}
     if spec.framework == "detectron2" and not any(name.endswith("running_var") for name in state):
         # MSRA's files have affine norms without statistics; detectron2 then takes mean 0 and variance 1.
         statistics = {name: value for name, value in theirs.items() if "running" in value}
@@ -186,8 +195,8 @@ def _assign(variables, state, spec, source):
         problems.append(f"of another shape: {_list(misshapen)}")
     if problems:
         raise UserError(
-            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Pass the --source (Python: source=) "
-            "that the file was trained with."
+            f"The checkpoint does not fit {source}: {'; '.join(problems)}. Pass the model of the file with --source "
+            "(Python: source=)."
         )
     for name, value in values.items():
         _check_trained(name, value, theirs[name])
@@ -225,14 +234,14 @@ def _expected(value, shape):
 def _check_trained(name, value, source):
     """Raises an error if a tensor has values that cannot result from training."""
     if value.dtype.kind != "f":
-        problem = f"holds {value.dtype} values, like quantised weights: expected floats"
+        problem = f"holds {value.dtype} values, as quantised weights do: expected floats"
     elif name.endswith("variance") and (value < 0).any():
         problem = f"is a variance and has the value {value.min():g}: expected 0 or more"
     elif name.endswith("/kernel") and "/offset/" not in name and not value.any():
         problem = "is zero everywhere: expected trained weights"
     else:
         return
-    raise UserError(f"The checkpoint's {source} {problem}. Use the trained checkpoint in float32 or float16.")
+    raise UserError(f"The checkpoint's tensor {source} {problem}. Use the trained checkpoint in float32 or float16.")
 
 
 def _default_statistic(name, shape):

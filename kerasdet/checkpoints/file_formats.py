@@ -44,7 +44,7 @@ _SAFETENSORS = {
 
 
 def read_zip(data: bytes, weights: str | None = None) -> dict[str, np.ndarray]:
-    """Reads a torch zip file or an `.npz` file, which it distinguishes by the contents.
+    """Reads a torch zip file or an `.npz` file. The contents of the zip file tell which of the two it is.
 
     Args:
         data: Bytes of the whole file.
@@ -63,7 +63,7 @@ def read_zip(data: bytes, weights: str | None = None) -> dict[str, np.ndarray]:
         roots = [name[: -len("data.pkl")] for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(roots) == 1:
             if f"{roots[0]}constants.pkl" in entries:
-                raise ValueError("the file is a TorchScript archive, which holds code")
+                raise ValueError("the file is a TorchScript archive, which holds code; expected a state dict")
             return _torch_zip(archive, entries, roots[0], len(data), weights)
         if not roots and any(name.endswith(".npy") for name in entries):
             return _npz(archive, entries, len(data))
@@ -89,7 +89,7 @@ def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarra
     if type(first) is not int or first != TORCH_MAGIC:
         return StateDict(_arrays(named_tensors(first, weights), None, len(data)), class_names(first))
     if load(stream) != 1001:
-        raise ValueError("the file is a legacy torch file of an unknown protocol version (1001 is supported)")
+        raise ValueError("the file is a legacy torch file of an unknown protocol version; expected version 1001")
     load(stream)
     storages: dict[str, Storage] = {}
 
@@ -102,13 +102,13 @@ def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarra
     named = named_tensors(contents, weights)
     keys = load(stream)
     if type(keys) is not list or any(type(key) is not str for key in keys):
-        raise ValueError("the file is a legacy torch file without a list of storages")
+        raise ValueError("the file is a legacy torch file without the list of storages that follows its pickle")
     arrays = _arrays(named, _legacy_storages(data, stream.tell(), keys, storages), len(data))
     return StateDict(arrays, class_names(contents))
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` file, which holds a JSON header, then the tensors without gap or overlap.
+    """Reads a `.safetensors` file: a JSON header, then the tensors without gap or overlap.
 
     Args:
         data: Bytes of the whole file.
@@ -140,7 +140,7 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
             )
         arrays[name], end = to_array(body[first:last], element, shape, contiguous_strides(shape)), last
     if end != len(body):
-        raise ValueError(f"the file has {len(body) - end} bytes after its last tensor")
+        raise ValueError(f"the file has {len(body) - end} bytes after its last tensor; expected none")
     return arrays
 
 
@@ -150,14 +150,16 @@ def _safetensor(name, entry):
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"the tensor {name[:100]!r} has no valid dtype, shape and data_offsets") from error
     if type(element) is not str or element not in _SAFETENSORS:
-        raise ValueError(f"the tensor {name[:100]!r} has the unknown dtype {str(element)[:20]!r}")
+        raise ValueError(f"the tensor {name[:100]!r} has the dtype {str(element)[:20]!r}, which kerasdet does not know")
     return _SAFETENSORS[element], shape, (first, last)
 
 
 def _entry(archive, info):
     """Reads at most the declared size of an entry, against zip bombs; zipfile checks the CRC at the end."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-        raise ValueError(f"the zip entry {info.filename[:100]!r} is encrypted or uses a compression other than deflate")
+        raise ValueError(
+            f"the zip entry {info.filename[:100]!r} is encrypted or compressed by another method than deflate"
+        )
     with archive.open(info) as file:
         data = file.read(info.file_size) if info.file_size else b""
     if len(data) != info.file_size:
@@ -255,10 +257,10 @@ def _npz(archive, entries, file_size):
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read_header:
-            raise ValueError(f"the array {filename[:100]!r} has the unsupported .npy version {version}")
+            raise ValueError(f"the array {filename[:100]!r} has the .npy version {version}; expected (1, 0) or (2, 0)")
         shape, fortran, dtype = read_header[version](stream)
         if dtype.hasobject:
-            raise ValueError(f"the array {filename[:100]!r} holds Python objects, which are refused")
+            raise ValueError(f"the array {filename[:100]!r} holds Python objects, not numbers; they could run code")
         shape, raw = check_shape(shape), stream.getbuffer()[stream.tell() :]
         element = dtype.name if dtype.kind in "fiub" and dtype.name in DTYPES else None
         if element is None:

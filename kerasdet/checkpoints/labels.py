@@ -20,8 +20,8 @@ def read_labels(path: str | os.PathLike) -> list[str]:
 
     Raises:
         OSError: If the file cannot be read.
-        UserError: If the file is not text in UTF-8, a line between names is empty or has an id, or two classes share a
-            name.
+        UserError: If the file is not text in UTF-8, has an empty line between names, has class ids before the names,
+            or contains a name twice.
     """
     path = expand(path, "--labels")
     try:

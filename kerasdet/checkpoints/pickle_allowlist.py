@@ -57,11 +57,11 @@ def lookup(module: str, name: str) -> Function | Element:
     """Looks up the constructor for a name in a pickle.
 
     Args:
-        module: Name of the module, in the spelling of Python 2 or 3 and NumPy 1 or 2.
+        module: Name of the module, as Python 2 or 3 and NumPy 1 or 2 write it.
         name: Name of the object in the module.
 
     Returns:
-        The harmless constructor that stands for the name.
+        kerasdet's harmless constructor, which replaces the named object.
 
     Raises:
         ValueError: If the name is not in the allowlist `TABLE`.
@@ -116,7 +116,10 @@ def set_state(target: object, state: object) -> None:
         if any(part is not None for part in state[2:5]):
             target.element = None
     elif not isinstance(target, (dict, Tensor, Opaque)):
-        raise ValueError(f"the pickle sets the state of a {type(target).__name__}, which is refused")
+        raise ValueError(
+            f"the pickle sets the state of an object of type {type(target).__name__}; expected an array, a dtype, a "
+            "tensor or a dictionary"
+        )
 
 
 def storage(identity: object) -> Storage:
@@ -132,7 +135,7 @@ def storage(identity: object) -> Storage:
         ValueError: If the id has another form.
     """
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise ValueError("the pickle has a persistent id that is not that of a tensor storage, which is refused")
+        raise ValueError("the pickle has a persistent id of another form; expected that of a tensor storage")
     _, kind, key, _, numel = identity[:5]
     if not isinstance(kind, Element) or type(key) is not str or type(numel) is not int or numel < 0:
         raise ValueError(
@@ -199,9 +202,7 @@ def _dtype(code, *_):
 
 def _reconstruct(kind, *_):
     if kind is not _NDARRAY:
-        raise ValueError(
-            "the pickle contains an array of a subclass of numpy.ndarray, which is refused; only numpy.ndarray is read"
-        )
+        raise ValueError("the pickle contains an array of a subclass of numpy.ndarray; expected numpy.ndarray itself")
     return Array()
 
 
@@ -215,7 +216,7 @@ def _encode(text, encoding="latin1"):
     """Returns the string unchanged, because an `Array` treats latin1 strings and bytes alike."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError(
-            "the pickle calls _codecs.encode with arguments other than a string and latin1, which is refused"
+            "the pickle calls _codecs.encode with other arguments than NumPy writes; expected a string and latin1"
         )
     return text
 
@@ -225,13 +226,11 @@ def _mapping(pairs=None):
     if pairs is None or type(pairs) is dict:
         return {} if pairs is None else pairs
     if type(pairs) is not list:
-        raise ValueError("the pickle makes a dictionary from something other than (key, value) pairs, which is refused")
+        raise ValueError("the pickle makes a dictionary from other values; expected (key, value) pairs")
     mapping = {}
     for pair in pairs:
         if type(pair) not in (tuple, list) or len(pair) != 2:
-            raise ValueError(
-                "the pickle makes a dictionary from something other than (key, value) pairs, which is refused"
-            )
+            raise ValueError("the pickle makes a dictionary from other values; expected (key, value) pairs")
         if type(pair[0]) is str:
             mapping[pair[0]] = pair[1]
     pairs.clear()

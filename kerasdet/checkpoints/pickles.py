@@ -43,10 +43,10 @@ def load(stream: BinaryIO, persistent: Callable[[object], object] | None = None)
         step = _STEPS.get(opcode.name)
         if step is None:
             raise ValueError(
-                f"the file contains a pickle with the opcode {opcode.name}, which is refused: tensors do not need it"
+                f"the file contains a pickle with the opcode {opcode.name}, which pickles of tensors do not have"
             )
         step(machine, _argument(opcode, stream))
-    raise ValueError(f"the file holds a pickle of more than {MAX_OPCODES} opcodes, which is refused")
+    raise ValueError(f"the file holds a pickle of more than {MAX_OPCODES} opcodes, the maximum for kerasdet")
 
 
 def _argument(opcode, stream):
@@ -66,7 +66,7 @@ class _Machine:
 
     def push_int(self, value):
         if value.bit_length() > MAX_INT_BITS:
-            raise ValueError(f"the pickle has an integer of more than {MAX_INT_BITS} bits, which is refused")
+            raise ValueError(f"the pickle has an integer of more than {MAX_INT_BITS} bits, the maximum for kerasdet")
         self.stack.append(value)
 
     def mark(self, _):
@@ -95,7 +95,7 @@ class _Machine:
 
     def get(self, index):
         if index not in self.memo:
-            raise ValueError("the file holds a pickle that refers to a missing object")
+            raise ValueError("the file holds a damaged pickle that refers to an object before it is created")
         self.stack.append(self.memo[index])
 
     def extend(self, items):
@@ -103,14 +103,12 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         elif not isinstance(target, Opaque):
-            raise ValueError(
-                f"the pickle appends items to a {type(target).__name__}, which is refused: only lists can be extended"
-            )
+            raise ValueError(f"the pickle appends items to a {type(target).__name__}; expected a list")
 
     def update(self, items):
         target = self.stack[-1]
         if len(items) % 2 or not isinstance(target, (dict, Opaque)):
-            raise ValueError(f"the pickle sets items of a {type(target).__name__}, which is refused")
+            raise ValueError(f"the pickle sets items of a {type(target).__name__}; expected a dictionary")
         if isinstance(target, dict):
             target.update(_named(items))
 
@@ -121,18 +119,23 @@ class _Machine:
     def stack_global(self, _):
         module, name = self.take(2)
         if type(module) is not str or type(name) is not str:
-            raise ValueError("the pickle names a function or class by an object that is not a string, which is refused")
+            raise ValueError("the pickle names a function or class by another object than a string")
         self.stack.append(lookup(module, name))
 
     def call(self, function, arguments):
         if not isinstance(function, Function):
-            raise ValueError(f"the pickle calls an object of type {type(function).__name__}, which is refused")
+            raise ValueError(
+                f"the pickle calls an object of type {type(function).__name__}; expected a function that makes tensors "
+                "or containers"
+            )
         if type(arguments) is not tuple or len(arguments) > _MAX_ARGUMENTS:
-            raise ValueError(f"the pickle calls {function.name} with invalid arguments")
+            raise ValueError(f"the pickle calls {function.name} with arguments that torch and NumPy do not write")
         try:
             self.stack.append(function.call(*arguments))
         except TypeError as error:
-            raise ValueError(f"the pickle calls {function.name} with invalid arguments") from error
+            raise ValueError(
+                f"the pickle calls {function.name} with arguments that torch and NumPy do not write"
+            ) from error
 
     def instance(self, pair):
         module, _, name = pair.partition(" ")
@@ -145,7 +148,7 @@ class _Machine:
     def new_with_keywords(self, _):
         function, arguments, keywords = self.take(3)
         if keywords != {}:
-            raise ValueError("the pickle calls a constructor with keywords, which is refused")
+            raise ValueError("the pickle calls a constructor with keyword arguments, which tensors do not need")
         self.call(function, arguments)
 
     def build(self, _):

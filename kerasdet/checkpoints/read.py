@@ -97,7 +97,7 @@ def _read_format(data: bytes, suffix: str, weights: str | None) -> StateDict:
     if data[:1024].lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
         raise UserError("the file is a web page, not a checkpoint. Download the file that the page links to.")
     if data[257:262] == b"ustar":
-        raise ValueError("the file is a tar file of torch before 0.1.10")
+        raise ValueError("the file is a tar file of torch before 0.1.10, a format that kerasdet does not read")
     if data[:1] in _PICKLE_STARTS:
         return read_pickles(data, weights)
     raise ValueError("the file has none of the supported formats")

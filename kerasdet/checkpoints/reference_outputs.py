@@ -8,6 +8,7 @@ import tensorflow as tf
 from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.errors import UserError
 from kerasdet.models import Detector
+from kerasdet.models.detector import is_detector
 
 TENSOR_TOLERANCE = 1e-3  # largest difference, relative to the largest value of the tensor
 # Some detections may be missing: detectron2's resize rounds pixels to uint8, which changes borderline scores.
@@ -42,7 +43,7 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         UserError: If the model is not a detector, `source` is unknown, or `outputs` has no image, no known output, or
             an output whose shape differs from that of the model's output.
     """
-    if not isinstance(model, Detector):
+    if not is_detector(model):
         raise UserError(
             f"Outputs can only be compared with a detector, not with a {type(model).__name__}. Convert the file of a "
             "detector."

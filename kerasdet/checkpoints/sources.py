@@ -71,7 +71,7 @@ MMDET_FCOS = {
     "box_loss": ("IoULoss", {}),
     "normalizer": {"method": "batch"},
     "postprocessing": {"score_threshold": 0.05, "nms_threshold": 0.5, **MMDET_DENSE},
-    "model": {"centerness_weights_boxes": True, "score_convention": "product"},
+    "centerness": {"weights_boxes": True, "score_convention": "product"},
 }
 MMDET_FCOS_CENTER = {**MMDET_FCOS, "matcher": {"center_radius": 1.5, "convention": "mmdet"}}
 MMDET_FCOS_TRICKS = {
@@ -154,7 +154,7 @@ class Source:
         mask: Arguments of `MaskBranch`, or of RTMDet's `DynamicMaskBranch`. None: no masks.
         keypoint: Arguments of `KeypointBranch`. None: no keypoints.
         preprocessing: Arguments of `Preprocessing`.
-        model: Arguments of the model that are not parts.
+        centerness: Arguments of `Centerness`. None: the default of `FCOS`.
         background_first: Whether the first column of the class logits is the background.
         names: Maps kerasdet's names of layers to their names in the source, for layers that differ from
             `LAYERS[framework]`.
@@ -180,7 +180,7 @@ class Source:
     mask: dict | None = None
     keypoint: dict | None = None
     preprocessing: dict = field(default_factory=dict)
-    model: dict = field(default_factory=dict)
+    centerness: dict | None = None
     background_first: bool = False
     names: dict = field(default_factory=dict)
     tied: tuple[tuple[str, str], ...] = ()

@@ -42,11 +42,12 @@ def named_tensors(contents: object, weights: str | None = None) -> dict[str, Ten
 
     Args:
         contents: Object from a pickle.
-        weights: Name of the container to use. None, or a name that no container has: the only container is used.
+        weights: Name of the container to use, such as "model_ema". The only container is used if this is None or not
+            the name of a container.
 
     Returns:
         The tensors by name, without scalars, strings, nested dictionaries and caffe2's solver state. If `weights` is
-        the name of a container, all names get the prefix ``WEIGHTS.``.
+        the name of a container, it is put before all names, as in ``model_ema.backbone.conv1.weight``.
 
     Raises:
         UserError: If several containers hold weights and `weights` is not the name of one of these.

@@ -29,9 +29,14 @@ _HEADROOM = 64 * 2**20
 
 @dataclass(eq=False, slots=True)
 class Storage:
-    """Describes the storage that a torch file holds under `key`: `numel` elements of the type `element`.
+    """Describes a storage of a torch file, the flat array of which tensors are views.
 
-    `element` is a key of `DTYPES`. Tensors may use only a part, `length` elements from index `start` on.
+    Args:
+        key: Name of the storage in the file.
+        element: Type of the elements, a key of `DTYPES`.
+        numel: Number of elements.
+        start: Index of the first element that tensors may use.
+        length: Number of elements that tensors may use.
     """
 
     key: str
@@ -43,7 +48,15 @@ class Storage:
 
 @dataclass(eq=False, slots=True)
 class Tensor:
-    """Describes a strided view of a storage, in elements, whose contents are not read yet."""
+    """Describes a tensor of a torch file, a strided view of a storage. Its contents are not read yet.
+
+    Args:
+        storage: The storage.
+        element: Type of the elements, a key of `DTYPES`.
+        offset: Index of the first element in the storage.
+        shape: Shape of the tensor.
+        strides: Stride of each dimension, in elements.
+    """
 
     storage: Storage
     element: str
@@ -76,8 +89,8 @@ def check_total(total: int, file_size: int) -> None:
     """
     if total > _MAX_GROWTH * file_size + _HEADROOM:
         raise ValueError(
-            f"the file has {file_size} bytes but declares {total:.3g} bytes of contents, which is refused because it "
-            "could fill the memory"
+            f"the file has {file_size} bytes but declares {total:.3g} bytes of contents, which are not read because "
+            "they could fill the memory"
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasdet.checkpoints.sources import SOURCES
+from kerasdet.data.annotations import TYPE_NAMES
 from kerasdet.data.categories import UNUSED
 
 # COCO's names by category id. torchvision's detectors have a class for each id from 1 to 90, used or not.
@@ -31,10 +32,11 @@ COCO_CLASSES_BY_ID = tuple(_COCO.get(category_id, UNUSED) for category_id in ran
 
 # Licences that the publishers state for the weights. The training data have their own licences.
 LICENSES = {"torchvision": "BSD-3-Clause", "detectron2": "CC BY-SA 3.0", "mmdet": "Apache-2.0"}
+# Names of models with a configuration but without published weights
 UNPUBLISHED = (
     "detectron2/fcos_R_50_FPN",
     "mmdet/fcos_center_r50_caffe_fpn_gn-head",
-)  # names of models with a configuration but without published weights
+)
 
 _VARIANT = re.compile(r"_(1x|2x|imagenet_v2)$")
 _HASHES = (("sha256", r"-([0-9a-f]{8})\.pth$"), ("md5", r"/model_final_([0-9a-f]{6})\.pkl$"))
@@ -65,11 +67,11 @@ class Weights:
 
     @property
     def task(self) -> str:
-        """Kind of model: "proposals", "boxes", "masks" or "keypoints" for detectors, or "backbone"."""
+        """Kind of model: "backbone", "proposals", or what it detects, a value of `TYPE_NAMES` such as "boxes"."""
         spec = SOURCES[self.source]
         if spec.kind in ("backbone", "rpn"):
             return "backbone" if spec.kind == "backbone" else "proposals"
-        return "keypoints" if spec.keypoint is not None else "masks" if spec.mask is not None else "boxes"
+        return TYPE_NAMES["keypoints" if spec.keypoint is not None else "segm" if spec.mask is not None else "bbox"]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -112,10 +114,25 @@ def is_name(text: str) -> bool:
         text: Any string.
 
     Returns:
-            True if the string has this form; the name need not exist.
+        True if the string has this form; the name need not exist.
     """
     framework, slash, model = text.partition("/")
     return framework in LICENSES and bool(slash and model) and "/" not in model
+
+
+def similar(text: str) -> str:
+    """Finds the name of published weights that differs from a text only in the framework or in few letters.
+
+    Args:
+        text: Any string, such as ``rtmdet-tiny`` or ``mmdetection/rtmdet_tiny``.
+
+    Returns:
+        The most similar name, such as ``mmdet/rtmdet_tiny``; an empty string if no name is similar.
+    """
+    models = {name.partition("/")[2].lower(): name for name in reversed(ZOO)}
+    wanted = text.rpartition("/")[2].lower().removesuffix("_3x")  # detectron2's longest schedule has the plain name
+    found = difflib.get_close_matches(wanted, models, n=1, cutoff=0.85)
+    return models[found[0]] if found else ""
 
 
 def find(name: str) -> Weights:
@@ -138,8 +155,10 @@ def find(name: str) -> Weights:
             f"{framework} publishes no weights of {name}: convert your own with `kerasdet convert --source {name}`."
         )
     else:
-        containing = [other for other in ZOO if name in other]  # "torchvision/retinanet" is no misspelt resnet
-        near = containing[:3] or difflib.get_close_matches(name, ZOO, n=3)
+        lower = {other.lower(): other for other in ZOO}
+        # "torchvision/retinanet" is a part of names, not a misspelt "torchvision/resnet".
+        containing = [other for other in lower if name.lower() in other]
+        near = [lower[other] for other in containing[:3] or difflib.get_close_matches(name.lower(), lower, n=3)]
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
         reason = (
             f"There is no file or folder {name}, and no such name in the zoo. {meant}`kerasdet zoo` lists the names."

@@ -14,7 +14,7 @@ from kerasdet.data import CocoDataset, Dataset, open_dataset
 from kerasdet.data.recognise import recognise
 from kerasdet.errors import UserError
 from kerasdet.evaluation import evaluate_with_results, match_dataset, read_ground_truth
-from kerasdet.evaluation.coco import read_cases
+from kerasdet.evaluation.cases import read_cases
 from kerasdet.files import replacing
 from kerasdet.inference import Predictor
 from kerasdet.loading import require_model

@@ -17,9 +17,10 @@ def image_files(words: Iterable[str]) -> list[str]:
     """Expands the arguments of a command to the paths of image files.
 
     Args:
-        words: Files; folders (stand for their images, without subfolders); globs such as ``data/*.jpg`` (stand for the
-            matching images, or for all matching files if none has the suffix of an image); and ``@FILE``, a text file
-            with one of these per line. Empty lines and lines that begin with # are skipped.
+        words: Files, folders, globs such as ``data/*.jpg``, and ``@FILE``. A folder means its images, without those in
+            subfolders. A glob means the matching images, or all matching files if none has the suffix of an image.
+            ``@FILE`` is a text file with one file, folder or glob per line; empty lines and lines that begin with # are
+            skipped.
 
     Returns:
         Paths in the order of the arguments. Paths of a folder or glob are sorted. Files need not exist.
@@ -32,7 +33,7 @@ def image_files(words: Iterable[str]) -> list[str]:
 
 
 def media_files(words: Iterable[str]) -> list[str]:
-    """Expands the arguments of a command to images and videos.
+    """Expands the arguments of a command to paths of images and videos, URLs and camera numbers.
 
     Args:
         words: Files, folders, globs and ``@FILE``, as in `image_files`; also video files, URLs such as

@@ -143,7 +143,7 @@ def _add_eval(commands):
         "--engine",
         choices=("hotcoco", "pycocotools"),
         help="the library that computes AP (default hotcoco). Both give the same numbers; pycocotools is the "
-        "reference, and far slower",
+        "reference implementation, but far slower",
     )
     evaluate.add_argument(
         "--metrics",
@@ -189,7 +189,7 @@ def _add_predict(commands):
     )
     _add_tiles(predict)
     predict.add_argument(
-        "--track", action="store_true", help="give each object of a video an id that stays the same from frame to frame"
+        "--track", action="store_true", help="give each object of a video an id, which it keeps from frame to frame"
     )
     predict.add_argument("--max-frames", type=_count, metavar="N", help="end each video after N frames")
     predict.add_argument(
@@ -221,7 +221,7 @@ def _add_tiles(command):
         "--overlap",
         type=_fraction,
         metavar="X",
-        help="fraction of a tile's side that it shares with the next tile (default 0.2). Objects up to this length "
+        help="overlap of neighbouring tiles as a fraction of SIZE (default 0.2). Objects no longer than the overlap "
         "lie completely inside a tile",
     )
 
@@ -280,27 +280,37 @@ def _add_export(commands):
 
 
 def _add_format_options(export):
-    """Adds the options of the formats. An option of several formats appears once."""
+    """Adds the options of the formats. An option of several formats appears once, with the choices and help of all."""
     kinds = {"text": str, "path": _path, "int": int, "count": _count}
-    groups, known = {}, set()
+    groups, owners = {}, {}
     for spec in specs():
         for option in spec.options:
-            if option.name in known:
-                continue
-            known.add(option.name)
-            owners = [each.name for each in specs() if option.name in {other.name for other in each.options}]
-            title = f"only for --format {' or '.join(owners)}"
-            if title not in groups:
-                groups[title] = export.add_argument_group(title)
-            groups[title].add_argument(
-                option.option,
-                dest=option.name,
-                type=kinds[option.kind],
-                choices=option.choices,
-                nargs=option.nargs,
-                metavar=option.metavar,
-                help=option.help,
-            )
+            owners.setdefault(option.name, []).append((spec.name, option))
+    for name, found in owners.items():
+        first = found[0][1]
+        title = f"only for --format {' or '.join(owner for owner, _ in found)}"
+        if title not in groups:
+            groups[title] = export.add_argument_group(title)
+        choices = [choice for _, option in found for choice in option.choices or ()]
+        groups[title].add_argument(
+            first.option,
+            dest=name,
+            type=kinds[first.kind],
+            choices=tuple(dict.fromkeys(choices)) or None,
+            nargs=first.nargs,
+            metavar=first.metavar,
+            help=_joined_help(found),
+        )
+
+
+def _joined_help(found):
+    """Joins the help texts of an option that several formats have, pairs (format, option)."""
+    formats = {}
+    for owner, option in found:
+        formats.setdefault(option.help, []).append(owner)
+    if len(formats) == 1:
+        return found[0][1].help
+    return "; ".join(f"for {' and '.join(owners)}, {text}" for text, owners in formats.items())
 
 
 def _add_convert(commands):
@@ -315,7 +325,7 @@ def _add_convert(commands):
         "--source",
         required=True,
         metavar="NAME",
-        help="the framework's model, such as torchvision/retinanet_resnet50_fpn; a wrong NAME lists them all",
+        help="the framework's model, such as torchvision/retinanet_resnet50_fpn; an unknown NAME prints a list of all",
     )
     convert.add_argument(
         "--out", required=True, type=_path, metavar="DIR", help="the folder to write model.keras to, or a .keras file"
@@ -324,8 +334,8 @@ def _add_convert(commands):
         "--num-classes",
         type=_count,
         metavar="K",
-        help="re-initialise the layers whose size depends on the number of classes, for K classes (default: the "
-        "checkpoint's classes)",
+        help="number of classes for fine-tuning: the layers whose size depends on it get new random weights (default: "
+        "the checkpoint's classes and weights)",
     )
     convert.add_argument(
         "--norm-epsilon",
@@ -336,8 +346,8 @@ def _add_convert(commands):
     convert.add_argument(
         "--weights",
         metavar="NAME",
-        help="the entry or name prefix of the tensors to use, such as model_ema; needed only if FILE holds several "
-        "sets of weights, whose names the error message lists",
+        help="the set of weights to use, an entry of FILE or a prefix of tensor names, such as model_ema. It is needed "
+        "only if FILE holds several sets; the error message then lists their names",
     )
     convert.add_argument(
         "--labels",

@@ -44,7 +44,7 @@ def report_error(error: Exception, command: str, *, debug: bool) -> int:
 
 
 def is_users_mistake(error: Exception) -> bool:
-    """Decides whether the user can fix the cause of an error: a command, a configuration, a file or the machine.
+    """Decides whether an error is a mistake that the user can fix: in a command, configuration, file or machine.
 
     Args:
         error: The error that a command raised.

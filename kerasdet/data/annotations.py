@@ -34,7 +34,7 @@ from kerasdet.geometry import rle
 CHANGES = {
     "moved_files": "images found under another path",
     "missing_sizes": "image sizes read from the files",
-    "infinite_boxes": "boxes that are not finite dropped",
+    "infinite_boxes": "boxes dropped because they have NaN or infinite values",
     "converted_values": "values converted to the right type",
     "repeated_images": "repeated images merged",
     "repeated_categories": "repeated categories merged",
@@ -57,6 +57,7 @@ CHANGES = {
     "skeletons_from_0": "skeletons whose keypoints are counted from 0",
     "bad_objects": "unreadable annotations left out",
 }
+TYPE_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # COCO's types of geometry, in messages
 _GROUP_OF = ("IsGroupOf", "isgroupof", "is_group_of")  # of Open Images and of converters; the last one wins
 
 
@@ -65,15 +66,16 @@ class Contents:
     """Holds the contents of a COCO file after its values were checked and converted to the right types.
 
     Args:
-        images: Dicts with an int `id`, and int `height` and `width`, which are None if the file has none.
-        categories: Dicts with an int `id` and a str `name`, by ascending id. With keypoints, `keypoints` is a list of
-            names.
-        annotations: Dicts with an int `image_id` and `category_id`, four numbers `bbox`, a number `area`, and `iscrowd`
-            and `difficult`, which are 0 or 1, as is `is_group_of` if the file has it. With masks, `segmentation` is the
-            result of `read_segmentation`. With keypoints, `keypoints` is a list of 3 J numbers (x, y, visibility), or
-            None.
+        images: One dict per image: an int `id`, and `height` and `width`, ints in pixels, or None if the file does not
+            give the size.
+        categories: One dict per category, in ascending order of ids: an int `id`, a str `name` and, if keypoints were
+            read, `keypoints`, a list of their names.
+        annotations: One dict per annotation: ints `image_id` and `category_id`, `bbox` as four numbers (x, y, width,
+            height) in pixels, a number `area`, and `iscrowd` and `difficult`, 0 or 1. `is_group_of`, 0 or 1, is present
+            if the file has it. If masks were read, `segmentation` is the result of `read_segmentation`. If keypoints
+            were read, `keypoints` is a list of 3 J numbers (x, y, visibility), or None.
         changes: Counts the values that had to be converted or repaired.
-        bad: Indices, in the file's list of annotations, of those that cannot be read. Always empty with
+        bad: Indices of the annotations that cannot be read, in the file's list. Always empty with
             ``on_bad_object="error"``.
     """
 
@@ -144,7 +146,7 @@ def read_contents(
             annotations and leaves them out.
 
     Returns:
-        The contents of the file; entries keep their order, and keys that COCO does not define.
+        The contents of the file. Entries keep their order, and any keys that COCO does not define.
 
     Raises:
         UserError: If a value cannot be read. The message names the file and the item.
@@ -281,7 +283,7 @@ class _AnnotationReader:
         """Reads one annotation.
 
         Args:
-            annotation: Entry of `annotations` of the file.
+            annotation: Entry of the file's list `annotations`.
 
         Returns:
             A copy of the annotation with values of the right types; None if its image is not in the file or its box is

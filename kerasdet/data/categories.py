@@ -21,7 +21,7 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
     """Reads the categories of a COCO file.
 
     Args:
-        items: Entries of `categories`.
+        items: Entries of the file's list `categories`.
         changes: Counts the values that had to be converted or repaired.
         keypoints: Whether to read the names of keypoints.
 
@@ -100,7 +100,7 @@ def match_classes(
     unknown = [name for name in names if name in present and name not in model_names]
     used = [name for name in model_names if name != UNUSED]
     if unknown or len(set(names)) < len(names) or len(set(used)) < len(used):
-        problem = f"has objects of {_listed(unknown)}" if unknown else "or the model has a class name twice"
+        problem = f"has objects of {_listed(unknown)}" if unknown else "or the model has two classes of the same name"
         raise UserError(
             f"{source} {problem}; expected the classes of the model, {_listed(model_names)}. Rename or remove the "
             "other classes, or train a model on all of them."

@@ -1,6 +1,7 @@
 """Reads COCO JSON: one file of annotations and a folder of images."""
 
 import os
+from collections.abc import Sequence
 
 from kerasdet.data.annotations import read_json
 from kerasdet.data.dataset import Dataset
@@ -27,6 +28,9 @@ class CocoDataset(Dataset):
             `UserError` that names it, "skip" leaves the image out.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
+        extra_annotation_keys: Keys of further values in the annotations, such as "age", for branches of your own. A
+            value is a number, or a list of numbers that has the same length in all annotations. Batches hold the values
+            as float32 under the same keys.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
             strings.
         max_pixels: Images with more pixels than this count as damaged.
@@ -46,6 +50,7 @@ class CocoDataset(Dataset):
         on_bad_image: str = "error",
         masks: bool = False,
         keypoints: bool = False,
+        extra_annotation_keys: Sequence[str] = (),
         strict: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -59,6 +64,7 @@ class CocoDataset(Dataset):
             on_bad_image=on_bad_image,
             masks=masks,
             keypoints=keypoints,
+            extra_annotation_keys=extra_annotation_keys,
             strict=strict,
             max_pixels=max_pixels,
         )

@@ -104,7 +104,7 @@ def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Count
         to: Format to write: "coco", "tfrecord", "voc" or "yolo".
 
     Returns:
-        A dict from split name to counts by name, and "lost", as `convert` returns them.
+        The counts of each split and of "lost", see `convert`.
 
     Raises:
         OSError: If a file cannot be written.

@@ -14,6 +14,7 @@ import numpy as np
 from kerasdet.arguments import check_names
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
+from kerasdet.data.extra_values import read_extra_values
 from kerasdet.data.files import REPAIRS
 from kerasdet.data.image_files import check_files, find_paths
 from kerasdet.data.images import MAX_PIXELS
@@ -25,6 +26,8 @@ from kerasdet.geometry import rle
 
 _logger = logging.getLogger("kerasdet.data")
 
+# Arguments of datasets that switch on reading it
+OPTIONAL_GROUND_TRUTH = ("masks", "keypoints", "extra_annotation_keys")
 # What the log says of each count that is not one of `CHANGES`
 NOTES = {
     "clipped_boxes": "boxes clipped to their image",
@@ -77,6 +80,9 @@ class Dataset:
             raises a `UserError` that names the annotation, "skip" leaves it out of training and evaluation.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
+        extra_annotation_keys: Keys of further values in the annotations, such as "age", for branches of your own. A
+            value is a number, or a list of numbers that has the same length in all annotations. Batches hold the values
+            as float32 under the same keys.
         strict: Whether to raise an error for values that would be converted, such as numbers written as strings, and
             for objects that would be clipped or dropped. By default these are counted and logged.
         max_pixels: Images with more pixels than this count as damaged. A malicious file can claim any size.
@@ -91,6 +97,7 @@ class Dataset:
         skeleton: Tuple of pairs of keypoint indices from 0; () if keypoints are not read.
         keypoint_flip: Tuple of J indices, the permutation that swaps left and right keypoints, see
             `kerasdet.geometry.keypoints.flip_order`; () if keypoints are not read.
+        extra_shapes: Maps each of `extra_annotation_keys` to the shape of its values for one object: () or (n,).
         counts: Numbers of images and boxes that were kept, changed and dropped, by kind.
         problems: Tuple of `Problem`: the image files and annotations that were changed or dropped, up to
             `kerasdet.data.values.MAX_LISTED` of each kind.
@@ -112,6 +119,7 @@ class Dataset:
         on_bad_object: str = "error",
         masks: bool = False,
         keypoints: bool = False,
+        extra_annotation_keys: Sequence[str] = (),
         strict: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -153,14 +161,17 @@ class Dataset:
         bad = [Problem("bad_images", path, problem) for path, problem in problems if problem]
         places = zip(contents.images, paths, content_of, files, strict=True)
         usable = {image["id"]: place for image, *place in places if place[-1].problem is None}
+        annotations = [annotation for annotation in contents.annotations if annotation["image_id"] in usable]
+        extra_values, self.extra_shapes = read_extra_values(annotations, extra_annotation_keys, source)
         objects, object_counts, object_problems = _objects(
-            [annotation for annotation in contents.annotations if annotation["image_id"] in usable],
+            annotations,
             {image_id: file.size for image_id, (*_, file) in usable.items()},
             {image_id: path for image_id, (path, *_) in usable.items()},
             self.category_ids,
             source,
             masks,
             len(self.keypoint_names),
+            {"extra_values": extra_values} if extra_annotation_keys else {},
         )
         ids = Counter(str(annotation["id"]) for annotation in contents.annotations if "id" in annotation)
         if strict:
@@ -213,10 +224,10 @@ class Dataset:
         return GroundTruth(sections, self.annotations)
 
     def add_changes(self, changes: Changes) -> None:
-        """Adds the repairs of the reader of another format to `counts` and `problems`, and logs them.
+        """Adds the repairs that the reader of a format made to `counts` and `problems`, and logs them.
 
         Args:
-            changes: Counts the repairs.
+            changes: The repairs, counted by kind.
         """
         for kind, count in changes.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
@@ -293,8 +304,8 @@ def _refuse(problems, ids, source):
     repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
     for problem in (*problems, *repeated):
         raise UserError(
-            f"{source}: {problem.item} {problem.text}, which strict=True does not allow. Correct the file, or leave "
-            "out strict."
+            f"{source}: {problem.item} {problem.text}, which strict=True does not allow. Correct the file, or remove "
+            "strict."
         )
 
 
@@ -327,7 +338,7 @@ def _keypoint_names(contents, source):
     return tuple(first["keypoints"]), read_skeleton(first, contents.changes)
 
 
-def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoints):
+def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoints, extra):
     """Returns the arrays of each image's objects, in the order of `sizes`, the counts and the problems."""
     row_of = {image_id: row for row, image_id in enumerate(sizes)}
     class_of = {category_id: class_id for class_id, category_id in enumerate(category_ids)}
@@ -340,6 +351,7 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
         "boxes": boxes,
         "class_ids": np.array([class_of[annotation["category_id"]] for annotation in annotations], np.int32),
         "is_crowd": np.array([annotation["iscrowd"] for annotation in annotations], bool),
+        **extra,
     }
     if num_keypoints:
         columns["keypoints"] = _keypoints(annotations, num_keypoints)

@@ -42,7 +42,7 @@ def fingerprints(records: Sequence[Record]) -> Fingerprints:
         records: Records of N images.
 
     Returns:
-        Hashes and thumbnails of the N images.
+        The fingerprints, one row for each image.
     """
     with ThreadPoolExecutor() as pool:
         rows = list(progress(pool.map(_fingerprint, records), "Comparing images", len(records)))

@@ -24,7 +24,7 @@ def read_examples(
     """Reads examples, each a dict with an image and its objects, into the form of a COCO file.
 
     Args:
-        examples: An iterable of dicts, or a `tf.data.Dataset` of them that is not batched. Keys: `image`, a path or an
+        examples: An iterable of dicts, or an unbatched `tf.data.Dataset` of such dicts. Keys: `image`, a path or an
             array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids` (N,) in
             0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
             `image_id`. Rows with class id -1 are padding. Arrays of images stay in memory.

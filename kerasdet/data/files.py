@@ -161,8 +161,8 @@ class ImageFinder:
         other = self._name_of.setdefault(path, name)
         if other != name:
             raise UserError(
-                f"{where} names the image {name!r}, which leads to the file {path} of the image {other!r}; expected "
-                "one file for each name. Add the missing image, or correct the name."
+                f"{where} names the image {name!r}. The only file found for this name, {path}, belongs to the image "
+                f"{other!r}; expected one file for each name. Add the missing image, or correct the name."
             )
         if direct is None:
             fact = f"names the image {name!r}, which is not in {self.folders[0]}; {path} was taken"
@@ -186,7 +186,7 @@ class ImageFinder:
             if known and not found:
                 raise UserError(
                     f"{where} of the split {self.split} names the image {name!r}, but only another split has this "
-                    f"file: {known[0]}. Add the missing image to the split, or put the folder into the name."
+                    f"file: {known[0]}. Add the missing image to the split, or write the folder before the name."
                 )
             if len(found) > 1:
                 raise UserError(

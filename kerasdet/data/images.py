@@ -68,9 +68,9 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
     Gray, palette and CMYK images become RGB; alpha is dropped; 16-bit samples keep their upper 8 bits.
 
     Args:
-        encoded: Bytes of the image file, () string.
-        exif: Whether to apply the EXIF orientation of a JPEG or PNG, a bool or () bool.
-        refuse_damaged: Whether to raise an error for a JPEG whose pixels `jpeg.is_damaged` finds damaged.
+        encoded: Contents of the image file, bytes or a scalar string tensor.
+        exif: Whether to apply the EXIF orientation of a JPEG or PNG, a bool or a scalar bool tensor.
+        refuse_damaged: Whether to raise an error if a JPEG is damaged, see `kerasdet.data.jpeg.is_damaged`.
 
     Returns:
         RGB image, (H, W, 3) uint8.
@@ -121,10 +121,11 @@ def load(encoded: tf.Tensor, exif: tf.Tensor, by_pil: tf.Tensor | None = None) -
     """Decodes an image file in a `tf.data` pipeline.
 
     Args:
-        encoded: Bytes of the file, () string.
-        exif: Whether to apply the EXIF orientation, a bool or () bool. The Python value False saves time, because EXIF
-            is not read at all.
-        by_pil: Whether Pillow decodes the file, () bool. None never uses Pillow, so the graph does not call Python.
+        encoded: Contents of the file, a scalar string tensor.
+        exif: Whether to apply the EXIF orientation, a bool or a scalar bool tensor. The Python value False saves time,
+            because EXIF is not read at all.
+        by_pil: Whether Pillow decodes the file, a scalar bool tensor. None never uses Pillow, so the graph does not
+            call Python.
 
     Returns:
         RGB image, (H, W, 3) uint8.
@@ -165,7 +166,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
 
 
 def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
-    """Checks that an image file is complete and can be decoded, if possible without decoding all of it.
+    """Checks that an image file is complete and can be decoded. Most files are checked without decoding them fully.
 
     Args:
         encoded: Bytes of the file.
@@ -211,7 +212,7 @@ def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tens
 
     Args:
         image: Image as stored, (H, W, C).
-        orientation: EXIF orientation, () int32 in 1..8.
+        orientation: EXIF orientation, a scalar int32 in 1..8.
 
     Returns:
         Upright image: (H, W, C), or (W, H, C) for orientations 5 to 8.
@@ -249,10 +250,10 @@ def _open(encoded):
             return opener(io.BytesIO(encoded))
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            kind = f"is {image.format}"
+            reason = f"is {image.format}; convert it to JPEG or PNG"
     except Exception:
-        kind = f"is not a {FORMATS} file; download it again, or convert it to JPEG or PNG if it is another image format"
-    raise UserError(f"{kind}; convert it to JPEG or PNG")
+        reason = f"is not a {FORMATS} file; download it again, or convert another image format to JPEG or PNG"
+    raise UserError(reason)
 
 
 def _orientation(encoded, image):

@@ -17,11 +17,11 @@ def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
     """Reads the EXIF orientation of a JPEG or PNG.
 
     Args:
-        encoded: Bytes of the image file, () string.
+        encoded: Contents of the image file, bytes or a scalar string tensor.
 
     Returns:
-        The orientation, () int32 in 1..8. It is 1 (upright) if the file has another format, has no EXIF data (in a PNG:
-        none before the pixels) or is malformed.
+        The orientation, a scalar int32 in 1..8. It is 1 (upright) if the file has another format, has no EXIF data (in
+        a PNG: none before the pixels) or is malformed.
     """
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, EXIF_SEARCH), tf.uint8), tf.int32)
     size = tf.shape(head)[0]
@@ -81,7 +81,7 @@ def decode(encoded: tf.Tensor | bytes) -> tf.Tensor:
     """Decodes a JPEG to the same pixels as PIL.
 
     Args:
-        encoded: Bytes of the file, () string.
+        encoded: Contents of the file, bytes or a scalar string tensor.
 
     Returns:
         RGB image as stored, (H, W, 3) uint8.
@@ -103,11 +103,11 @@ def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
     The function does not find damage in progressive files, nor changed bytes that keep the number of pixel blocks.
 
     Args:
-        encoded: Bytes of the file, () string.
+        encoded: Contents of the file, bytes or a scalar string tensor.
         image: Result of `decode`.
 
     Returns:
-        Whether the file is damaged, () bool.
+        Whether the file is damaged, a scalar bool.
     """
     data = tf.io.decode_raw(encoded, tf.uint8)
     start, is_sequential = _scan(data)

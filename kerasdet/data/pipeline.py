@@ -5,7 +5,8 @@ step s therefore starts at position ``s * batch_size`` and sees the same batches
 decoding the earlier ones.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,10 +33,13 @@ class Dataset(Protocol):
         records: Records of the images, at least one.
         keypoint_flip: J indices: keypoint j of the mirrored image is keypoint ``keypoint_flip[j]`` of the image. Read
             only if the records have keypoints.
+        extra_shapes: Shapes of the extra values of one object by key, see `kerasdet.data.extra_values`. Read only if
+            the records have extra values.
     """
 
     records: Sequence[Record]
     keypoint_flip: tuple[int, ...]
+    extra_shapes: Mapping[str, tuple[int, ...]]
 
 
 def training_batches(
@@ -62,7 +66,7 @@ def training_batches(
         >>> dataset = CocoDataset("mine/train.json")
         >>> transforms = [ResizeShortestEdge((640, 800), 1333), RandomFlip()]
         >>> batches = training_batches(dataset, batch_size=2, transforms=transforms)
-        >>> history = model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12)
+        >>> history = model.fit(batches, steps_per_epoch=len(dataset) // 2, epochs=12, shuffle=False)
 
     Args:
         dataset: A `CocoDataset`, a `VocDataset` or another object with `records`.
@@ -86,7 +90,8 @@ def training_batches(
         pixels; `boxes` (B, M, 4) yxyx in pixels; `class_ids` (B, M), -1 for padding; `is_crowd` (B, M); `image_id`
         (B,); `original_size` (B, 2), heights and widths before resizing in pixels; and if the dataset has them `masks`
         (B, M, S, S) uint8, the covered fraction of each cell times 255, and `keypoints` (B, M, J, 3) as
-        (y, x, visibility), in pixels. M is at least 1.
+        (y, x, visibility), in pixels, and the keys of `extra_annotation_keys`, (B, M) or (B, M, n) float32. M is at
+        least 1.
 
     Raises:
         UserError: If the dataset has no images, an image has more than `max_boxes` boxes, or a number is not positive.
@@ -112,7 +117,7 @@ def training_batches(
         bound = bind(transforms, lambda seed: {**draw(seed), "step": step})
         result = apply_all(bound, result, tf.cast(tf.stack([seed, position]), tf.int32))
         del result["step"]
-        return _pad(result, size_divisor, pad_to, max_boxes)
+        return _split_extra_values(_pad(result, size_divisor, pad_to, max_boxes), dataset)
 
     step_size = batch_size
     order = (sampler or ImageSampler()).order(records, batch_size, seed, start_step)
@@ -163,7 +168,7 @@ def evaluation_batches(
     @tf.autograph.experimental.do_not_convert
     def example(index):
         result = read(index)
-        return _pad(resize(result) if resize else result, size_divisor, pad_to)
+        return _split_extra_values(_pad(resize(result) if resize else result, size_divisor, pad_to), dataset)
 
     index, count = shard
     examples = tf.data.Dataset.range(index, len(records), count).map(example, tf.data.AUTOTUNE, deterministic=True)
@@ -215,7 +220,7 @@ def _lookup(dataset, mask_size):
     for name in ("exif", "by_pil"):  # skipping them saves time, and most datasets need neither
         if any(getattr(record, name) for record in records):
             per_image[name] = tf.constant([getattr(record, name) for record in records])
-    optional = [name for name in ("num_runs", "keypoints") if getattr(records[0], name) is not None]
+    optional = [name for name in ("num_runs", "keypoints", "extra_values") if getattr(records[0], name) is not None]
     objects_of = _slices(records, ["boxes", "class_ids", "is_crowd", *optional])
     runs_of = _slices(records, ["runs"]) if "num_runs" in optional else None
 
@@ -281,6 +286,19 @@ def _pad(example, size_divisor, pad_to=None, max_boxes=None):
     objects = {name: tf.ensure_shape(value, (max_boxes, *value.shape[1:])) for name, value in objects.items()}
     example.pop("keypoint_flip", None)
     return {**example, "image": tf.ensure_shape(image, (*(pad_to or (None, None)), 3)), **objects}
+
+
+def _split_extra_values(example, dataset):
+    """Replaces the extra values of an example by one tensor for each key."""
+    if "extra_values" not in example:
+        return example
+    values = example.pop("extra_values")  # (M, V)
+    for key, shape in dataset.extra_shapes.items():
+        width = math.prod(shape)
+        example[key] = tf.reshape(values[:, :width], [-1, *shape])
+        example[key].set_shape((values.shape[0], *shape))
+        values = values[:, width:]
+    return example
 
 
 def _pad_rows(value, rows, padding):

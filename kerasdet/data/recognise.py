@@ -232,7 +232,7 @@ def _other_annotations(path, name):
 
 
 def choose_split(source: Source, split: str | None) -> str:
-    """Chooses a split of a dataset by name; "val", "valid" and "validation" are the same.
+    """Chooses a split of a dataset by name; "val", "valid" and "validation" mean the same split.
 
     Args:
         source: Result of `recognise`.
@@ -337,6 +337,7 @@ def open_dataset(
     on_bad_object: str = "error",
     masks: bool | None = False,
     keypoints: bool | None = False,
+    extra_annotation_keys: Sequence[str] = (),
     strict: bool = False,
 ) -> Dataset:
     """Opens a dataset of any supported format, and logs its format, its size and any repairs.
@@ -364,6 +365,9 @@ def open_dataset(
             annotation, "skip" leaves it out.
         masks: Whether to read the segmentations. None reads them if every object has one.
         keypoints: Whether to read the keypoints. None reads them if a class has keypoints.
+        extra_annotation_keys: Keys of further values in the annotations, such as "age", for branches of your own. A
+            value is a number, or a list of numbers that has the same length in all annotations. Batches hold the values
+            as float32 under the same keys.
         strict: Whether to raise an error for values that would be repaired. By default repairs are counted and logged.
 
     Returns:
@@ -389,6 +393,7 @@ def open_dataset(
         on_bad_object=on_bad_object,
         masks=_all_have(data["annotations"], "segmentation") if masks is None else masks,
         keypoints=_any_has(data["categories"], "keypoints") if keypoints is None else keypoints,
+        extra_annotation_keys=extra_annotation_keys,
         strict=strict,
     )
     dataset.add_changes(changes)

@@ -26,7 +26,9 @@ class Record:
         runs: Run lengths of the masks of all objects, one object after the other, int32; see
             `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
         keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
-        by_pil: Whether Pillow decodes the image, because TensorFlow cannot, or decodes it to other pixels.
+        extra_values: Further numbers of each object, see `kerasdet.data.extra_values`, (M, V) float32. None if none
+            were read.
+        by_pil: Whether Pillow decodes the image, because TensorFlow cannot decode it or would give other pixels.
         content: Function that returns the bytes of the encoded image, if the image is not a separate file but in memory
             or part of a TFRecord. `path` is then only used in error messages. None: `path` is the image file.
     """
@@ -42,6 +44,7 @@ class Record:
     num_runs: np.ndarray | None = None
     runs: np.ndarray | None = None
     keypoints: np.ndarray | None = None
+    extra_values: np.ndarray | None = None
     by_pil: bool = False
     content: Callable[[], bytes] | None = None
 

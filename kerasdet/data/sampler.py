@@ -16,7 +16,9 @@ from kerasdet.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ImageSampler:
-    """Samples the training images: may repeat images with rare classes, and may group images by aspect ratio.
+    """Determines the order of the training images.
+
+    It can repeat images with rare classes, and can group images by aspect ratio.
 
     Args:
         repeat_threshold: Images with a rare class are repeated (LVIS, https://arxiv.org/abs/1908.03195). A class is
@@ -41,7 +43,7 @@ class ImageSampler:
             )
 
     def order(self, records: Sequence[Record], batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
-        """Makes the endless order of images.
+        """Returns the order of the images as an endless dataset.
 
         Args:
             records: Records of the images, at least one.
@@ -159,8 +161,9 @@ def last_epoch(start: Callable[[int], int], position: int) -> int:
     """Finds the last epoch that starts at or before a position.
 
     Args:
-        start: Function that returns the first position of an epoch. It never decreases, and grows without limit.
-        position: Position to find, 0 or more.
+        start: Function that takes the index of an epoch and returns the epoch's first position. Later epochs never have
+            smaller positions, and the positions grow without limit.
+        position: Position in the endless order of images, 0 or more.
 
     Returns:
         The index of the epoch, from 0.

@@ -131,7 +131,7 @@ def _check(num_images, seed, image_size, objects, scale):
         )
     if scale[0] * min(image_size) < 6:
         raise UserError(
-            f"scale is {tuple(scale)}, whose smallest shapes have less than 6 pixels in an image of "
+            f"scale is {tuple(scale)}, which makes the smallest shapes shorter than 6 pixels in an image of "
             f"{tuple(image_size)}; expected 6 pixels or more. Increase scale or image_size."
         )
 
@@ -219,7 +219,7 @@ def _scene(rng, height, width, objects, scale) -> tuple[np.ndarray, list[dict]]:
         owner[local][solid] = len(placed)
         placed.append((category, np.count_nonzero(coverage >= 0.5), keypoints))
     canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(2, 7)
-    annotations = [_annotation(i, *shape, owner) for i, shape in enumerate(placed)]
+    annotations = [_annotation(i, category, points, owner) for i, (category, _, points) in enumerate(placed)]
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), annotations
 
 
@@ -327,7 +327,7 @@ def _blotches(rng, height, width, cells, strength) -> np.ndarray:
     return (np.asarray(fine, np.float32) - 128) * (strength / 40)
 
 
-def _annotation(index, category, area, keypoints, owner) -> dict:
+def _annotation(index, category, keypoints, owner) -> dict:
     visible = owner == index
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     box = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]

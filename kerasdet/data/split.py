@@ -54,7 +54,8 @@ def split(
             strings.
 
     Returns:
-        A dict from part name to counts by name: "images", "boxes of NAME" for each class, and the counts of `convert`.
+        A dict from part name to counts by name: "images", "boxes of NAME" for each class, and the counts that `convert`
+        returns.
 
     Raises:
         FileNotFoundError: If the source does not exist.

@@ -32,9 +32,9 @@ def split_of(name: str, *folders: str) -> str:
         ('val', 'val', 'all')
 
     Args:
-        name: Name of a file without suffix. One of its words may name the split.
-        folders: Names of the parent folders, the innermost first. The whole name must be the name of a split, or
-            `obj_SPLIT_data` as CVAT writes it.
+        name: Name of a file without suffix. One word of it may be the name of a split.
+        folders: Names of the parent folders, the innermost first. Only a folder whose whole name is that of a split
+            counts, such as "valid", or "obj_train_data" as CVAT writes it.
 
     Returns:
         "train", "val", "test" or "trainval"; "all" if no name contains a split.

@@ -205,8 +205,8 @@ def _records(path):
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise UserError(
-                f"{path} is compressed with gzip; expected a file without compression, because images are read at "
-                "random. Decompress it."
+                f"{path} is compressed with gzip; expected a file without compression, because images are read in "
+                "random order. Decompress it."
             )
     offset = _HEADER
     try:
@@ -366,10 +366,10 @@ def _known(label, name, categories, where, changes):
     if label in categories:
         own = categories[label]["name"]
         if name and name != own:
-            fact = f"has the label {label}, which the label map names {own!r}, and the class text {name!r}"
+            fact = f"has the label {label}, which is {own!r} in the label map, but the class text {name!r}"
             if name in by_name:
                 raise UserError(
-                    f"{where} {fact}, which is the label {by_name[name]} there; expected a text and a label of the "
+                    f"{where} {fact}, which has the label {by_name[name]} there; expected a label and a text of the "
                     "same class. Use the label map with which the file was written, or write the record again."
                 )
             changes.note("contradicting_texts", where, fact)

@@ -149,7 +149,7 @@ def is_missing(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Describes one fault of a dataset, which the reader repaired or for which it left the item out.
+    """Describes one fault of a dataset. The reader repaired the fault, or left the faulty item out.
 
     Args:
         kind: Kind of the fault, a key of `Dataset.counts`.
@@ -197,8 +197,7 @@ class Changes:
         """
         if self.strict:
             raise UserError(
-                f"{self.source}: {name} {fact}, which strict=True does not allow. Correct the file, or leave out "
-                "strict."
+                f"{self.source}: {name} {fact}, which strict=True does not allow. Correct the file, or remove strict."
             )
         self.note(kind, name, fact)
 
@@ -259,7 +258,7 @@ class Changes:
         ]
 
     def convert(self, value: Any, converter: Callable[[Any], Any], name: Name, key: str) -> Any:
-        """Converts a value, and counts it if its type changed.
+        """Converts a value to the right type, and counts the change if it had another type.
 
         Args:
             value: The value to convert.

@@ -110,7 +110,7 @@ def check_units(annotations: Sequence[Mapping], source: str) -> None:
 
     Args:
         annotations: Results of `read_xml`.
-        source: Path of the dataset in messages.
+        source: Path of the dataset for error messages.
 
     Raises:
         UserError: If all boxes are fractions.
@@ -169,7 +169,8 @@ def listed_name(line: str, annotations: Path) -> str:
 
     Args:
         line: The line.
-        annotations: Folder of the XML files. An interpretation of the line that names one of these files is preferred.
+        annotations: Folder of the XML files. If the line can be read in several ways, the name of one of these files is
+            preferred.
 
     Returns:
         Name of the image without folder and suffix.
@@ -230,7 +231,7 @@ def _object(item, class_of, where, changes):
             "class_names."
         )
     if (count := len(item.findall("bndbox"))) > 1:
-        raise UserError(f"{where} has {count} bndbox; expected one. Write a separate object for each box.")
+        raise UserError(f"{where} has {count} elements <bndbox>; expected one. Write a separate object for each box.")
     other = next((tag for tag in _OTHER_OUTLINES if item.find(tag) is not None), None)
     if count == 0 and other:
         raise UserError(

@@ -71,7 +71,7 @@ def _is_annotation(file):
 
 
 def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
-    """Reads the list of classes of a folder. Without such a list, collects the class names in its XML files.
+    """Reads the list of classes in a folder. If there is no list, collects the class names in the XML files.
 
     Args:
         files: Paths of the XML files of all splits, so that each split gets the same classes.

@@ -1,14 +1,9 @@
 """Measures detectors: COCO AP of a predictor on a dataset, or of a file of detections."""
 
 from kerasdet.evaluation.boundary import evaluate_boundary
-from kerasdet.evaluation.coco import (
-    check_ground_truth,
-    evaluate_all,
-    evaluate_coco,
-    evaluate_proposals,
-    read_ground_truth,
-)
+from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, evaluate_proposals
 from kerasdet.evaluation.evaluate import evaluate, evaluate_with_results, match_dataset, validation_losses
+from kerasdet.evaluation.ground_truth import check_ground_truth, read_ground_truth
 from kerasdet.evaluation.lvis import evaluate_lvis
 from kerasdet.evaluation.metrics import CocoMetrics, DetectorMetrics
 from kerasdet.evaluation.open_images import evaluate_open_images

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kerasdet.errors import require_extra
-from kerasdet.evaluation.coco import Source, cases_of_type
+from kerasdet.evaluation.cases import Source, cases_of_type
 from kerasdet.evaluation.engines import Accumulated, mean_of_known
 from kerasdet.evaluation.metrics import CocoMetrics
 
@@ -24,7 +24,7 @@ def evaluate_boundary(ground_truth: Source, results: Source, image_ids: Sequence
         image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
-        COCO's twelve metrics, and the AP of each class.
+        The twelve metrics of COCO for masks, and the AP of each class.
 
     Raises:
         FileNotFoundError: If a file does not exist.

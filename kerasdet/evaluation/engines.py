@@ -136,12 +136,28 @@ def accumulate(
 
 
 def shifts_of(image_ids: Sequence[int], category_ids: Sequence[int]) -> dict[str, int]:
-    """Returns the offsets that make the ids of images and categories non-negative, which hotcoco needs."""
+    """Computes the offsets that make the ids of images and categories non-negative, which hotcoco needs.
+
+    Args:
+        image_ids: Ids of the images.
+        category_ids: Ids of the categories.
+
+    Returns:
+        A dict of the offsets, 0 or more, that are added to the ids: "image_id" and "category_id".
+    """
     return {key: -min(0, *ids) for key, ids in (("image_id", (0, *image_ids)), ("category_id", (0, *category_ids)))}
 
 
 def shifted(dataset: Mapping, shifts: Mapping[str, int]) -> Mapping:
-    """Returns a dataset with offsets added to the ids of images and categories."""
+    """Adds offsets to the ids of images and categories.
+
+    Args:
+        dataset: A dict of `images`, `categories` and `annotations` in the form of a COCO file.
+        shifts: Result of `shifts_of`.
+
+    Returns:
+        The new dict; `dataset` itself if all offsets are 0.
+    """
     if not any(shifts.values()):
         return dataset
     sections = (("images", "image_id"), ("categories", "category_id"))

@@ -14,8 +14,9 @@ from kerasdet.data.dataset import Dataset
 from kerasdet.data.pipeline import evaluation_batches
 from kerasdet.data.transforms import ResizeShortestEdge
 from kerasdet.errors import UserError
-from kerasdet.evaluation.coco import evaluate_proposals, read_ground_truth
+from kerasdet.evaluation.coco import evaluate_proposals
 from kerasdet.evaluation.engines import check_engine
+from kerasdet.evaluation.ground_truth import read_ground_truth
 from kerasdet.evaluation.metrics import DetectorMetrics
 from kerasdet.evaluation.rules import evaluate_rules
 from kerasdet.inference.predictor import Predictor

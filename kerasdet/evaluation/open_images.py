@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 
-from kerasdet.evaluation.coco import Source, cases_of_type
+from kerasdet.evaluation.cases import Source, cases_of_type
 from kerasdet.evaluation.engines import check_engine, shifted, shifts_of
 from kerasdet.evaluation.metrics import CocoMetrics
 

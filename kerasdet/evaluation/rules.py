@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from kerasdet.errors import UserError
 from kerasdet.evaluation.boundary import evaluate_boundary
-from kerasdet.evaluation.coco import Source, evaluate_all, types_of
+from kerasdet.evaluation.cases import Source, types_of
+from kerasdet.evaluation.coco import evaluate_all
 from kerasdet.evaluation.lvis import evaluate_lvis
 from kerasdet.evaluation.metrics import DetectorMetrics
 from kerasdet.evaluation.open_images import evaluate_open_images

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from kerasdet.evaluation.coco import Source, cases_of_type
+from kerasdet.evaluation.cases import Source, cases_of_type
 from kerasdet.evaluation.metrics import CocoMetrics
 
 IOU = 0.5
@@ -15,13 +15,14 @@ IOU = 0.5
 def evaluate_voc(ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None) -> CocoMetrics:
     """Scores boxes by the rules of Pascal VOC 2007 and 2012.
 
-    A detection is correct if its IoU with the object of its class that it overlaps most is 0.5 or more, as in VOC's
-    devkit, and no detection with a higher score has found this object. Difficult objects and crowds count neither as
-    found nor as missed. The devkit adds one pixel to the height and width of boxes; this function does not, so IoUs
-    differ slightly.
+    A detection is compared with the object of its class that it overlaps most. It is correct if their IoU is 0.5 or
+    more, as in VOC's devkit, and no detection with a higher score has found this object. Difficult objects and crowds
+    count neither as found nor as missed. The devkit adds one pixel to the height and width of boxes; this function does
+    not, so IoUs differ slightly.
 
     Args:
-        ground_truth: Path of a COCO annotation file, or its content; ``"difficult": true`` marks difficult objects.
+        ground_truth: Path of a COCO annotation file, or its contents as a dict. ``"difficult": true`` marks difficult
+            objects.
         results: Path of a COCO results file, or its contents as a list of detections.
         image_ids: Ids of the images to score. None: all images of the ground truth.
 

@@ -20,7 +20,8 @@ def level_number(name: str) -> int:
     """Returns the number in the name of a feature or level: 5 for "c5", "p5" and "c5_first".
 
     Args:
-        name: A letter, the number l (for a stride of ``2**l`` pixels), and optionally a suffix.
+        name: Name of a feature or level with a stride of ``2**l`` pixels: a letter, the number l, and optionally a
+            suffix.
     """
     return int(re.match(r"[a-z](\d+)", name)[1])
 

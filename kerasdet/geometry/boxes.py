@@ -217,7 +217,7 @@ def flip_left_right(boxes: tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
 
     Args:
         boxes: (..., 4) yxyx in pixels.
-        width: Width of the image in pixels, an int or () tensor.
+        width: Width of the image in pixels, an int or a scalar tensor.
 
     Returns:
         The new boxes, (..., 4) of the dtype of `boxes`.
@@ -232,7 +232,7 @@ def flip_up_down(boxes: tf.Tensor, height: int | tf.Tensor) -> tf.Tensor:
 
     Args:
         boxes: (..., 4) yxyx in pixels.
-        height: Height of the image in pixels, an int or () tensor.
+        height: Height of the image in pixels, an int or a scalar tensor.
 
     Returns:
         The new boxes, (..., 4) of the dtype of `boxes`.

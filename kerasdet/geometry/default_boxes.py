@@ -93,9 +93,8 @@ class DefaultBoxes(ConfigFromInit):
         cells = tf.cast(tf.stack(grid), float_dtype())
         if self.strides is not None:
             cells = image_size / self.strides[self.levels.index(level)]
-        y, x = (
-            (tf.range(count, dtype=float_dtype()) + 0.5) / cells[axis] for axis, count in enumerate(grid)
-        )  # fractions of the image
+        # Fractions of the image
+        y, x = ((tf.range(count, dtype=float_dtype()) + 0.5) / cells[axis] for axis, count in enumerate(grid))
         center = tf.reshape(tf.stack(tf.meshgrid(y, x, indexing="ij"), -1), [-1, 1, 2])  # (H * W, 1, 2)
         half = 0.5 * tf.constant(self.cell_sizes(level), float_dtype())  # (A, 2)
         boxes = tf.concat([(center - half) * image_size, (center + half) * image_size], -1)  # (H * W, A, 4)

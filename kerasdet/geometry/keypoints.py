@@ -98,7 +98,7 @@ def flip_left_right(keypoints: tf.Tensor, width: tf.Tensor, order: Sequence[int]
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
-        width: Width of the image in pixels, an int or () tensor.
+        width: Width of the image in pixels, an int or a scalar tensor.
         order: (J,) int, the order of keypoints after the flip, from `flip_order`.
 
     Returns:
@@ -113,7 +113,7 @@ def flip_up_down(keypoints: tf.Tensor, height: tf.Tensor, order: Sequence[int] |
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
-        height: Height of the image in pixels, an int or () tensor.
+        height: Height of the image in pixels, an int or a scalar tensor.
         order: (J,) int, the order of keypoints after the flip, from `flip_order`.
 
     Returns:
@@ -180,7 +180,7 @@ def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, convention: st
 
 
 def check_convention(convention: str) -> None:
-    """Checks the name of a keypoint convention.
+    """Checks the name of a keypoint convention, the source framework whose scores are reproduced.
 
     Args:
         convention: "detectron2" or "torchvision".

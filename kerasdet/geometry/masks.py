@@ -259,7 +259,7 @@ def _mmdet_weights(cells, extent, other_length, length):
         length: Length of the image along this axis, in pixels.
     """
     canvas = cells * _UPSAMPLING
-    pixels = tf.minimum(_mmdet_pixels(tf.cast(canvas, tf.float64), extent, tf.cast(other_length, tf.float64)), 2**20)
+    pixels = tf.minimum(mmdet_pixels(tf.cast(canvas, tf.float64), extent, tf.cast(other_length, tf.float64)), 2**20)
     fine = _bilinear_weights(canvas, tf.range(canvas), cells)  # (canvas, cells)
     position = _bilinear_positions(pixels, tf.range(length), canvas)  # (length,)
     first = tf.cast(position, tf.int32)
@@ -271,11 +271,19 @@ def _mmdet_weights(cells, extent, other_length, length):
     return tf.where(tf.range(length)[:, tf.newaxis] < pixels, weights, 0.0)
 
 
-def _mmdet_pixels(canvas, extent, other_length):
+def mmdet_pixels(canvas: tf.Tensor, extent: tf.Tensor, other_length: tf.Tensor) -> tf.Tensor:
     """Computes the number of pixels to which mmdetection resizes a mask: the float64 ``ceil(canvas * (1 / factor))``.
 
     The factor is that of the other axis: resized length divided by length. It is recovered from `extent`, which is
     ``canvas / factor`` in float32. Other extents, which do not come from mmdetection's resizing, are rounded up.
+
+    Args:
+        canvas: Length of the upsampled mask along the axis, in pixels of the network's input, float64.
+        extent: The same length in pixels of the original image, float32.
+        other_length: Length of the original image along the other axis, in pixels, float64.
+
+    Returns:
+        The number of pixels along the axis, int32.
     """
     extent = tf.cast(extent, tf.float64)
     resized = tf.maximum(tf.round(canvas * other_length / tf.maximum(extent, 1e-6)), 1.0)
@@ -313,7 +321,7 @@ def _torchvision_samples(pixels, low, high, cells):
 
 
 def check_convention(convention: str, known: tuple[str, ...] = CONVENTIONS) -> None:
-    """Checks the name of a mask convention.
+    """Checks the name of a mask convention, the source framework whose masks are reproduced.
 
     Args:
         convention: Name to check.

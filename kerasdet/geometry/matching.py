@@ -49,9 +49,9 @@ def match_iou(
             ignored.
         allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if that
             is low. If no anchor touches an object, all anchors tie at an IoU of 0 and become positive.
-        low_quality_owner: Object to which an anchor with such a low-quality match is matched. "best": the object with
-            which the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better
-            anchor; of several such objects, the last one (mmdetection).
+        low_quality_owner: Object to which `allow_low_quality_matches` matches an anchor. "best": the object with which
+            the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better anchor;
+            of several such objects, the last one (mmdetection).
         min_low_quality_iou: Objects whose highest IoU with an anchor is below this get no low-quality match
             (mmdetection's ``min_pos_iou``).
         ignored: (B, R) bool, anchors to ignore regardless of their IoUs, such as the result of `covered`. None: no
@@ -155,7 +155,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
         regions: (B, M, 4) yxyx in pixels.
         is_region: (B, M) bool, false for padding.
-        min_iof: A region covers an anchor if more than this fraction of the anchor's area lies in it. In [0, 1].
+        min_iof: A region covers an anchor if it contains more than this fraction of the anchor's area. In [0, 1].
 
     Returns:
         A mask, (B, R) bool, true for anchors that a region covers.
@@ -186,12 +186,12 @@ def _fold_gt(step: Callable, state: tuple, boxes: tf.Tensor, valid: tf.Tensor) -
 
 
 def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int) -> tf.Tensor:
-    """Marks the anchors in the part of the padding that an image has only because other images of its batch are larger.
+    """Marks the anchors in padding that exists only because other images of the batch are larger.
 
     Args:
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
         image_size: (B, 2) heights and widths without padding, in pixels.
-        divisor: Number of pixels to whose multiples an image is padded in a batch of its own.
+        divisor: An image that is alone in its batch is padded to multiples of this number of pixels.
 
     Returns:
         A mask, (B, R) bool, true if an anchor's centre lies outside the image size rounded up to multiples of
@@ -258,9 +258,9 @@ class IoUMatcher(ConfigFromInit):
         ignore_crowd_iof: Anchors with more than this fraction of their area inside a crowd are ignored (mmdetection's
             ``ignore_iof_thr``), unless the image has only crowds. None: crowds have no effect (torchvision,
             detectron2).
-        low_quality_owner: Object to which an anchor with such a low-quality match is matched. "best": the object with
-            which the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better
-            anchor; of several such objects, the last one (mmdetection).
+        low_quality_owner: Object to which `allow_low_quality_matches` matches an anchor. "best": the object with which
+            the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better anchor;
+            of several such objects, the last one (mmdetection).
         min_low_quality_iou: Objects whose highest IoU with an anchor is below this get no low-quality match
             (mmdetection's ``min_pos_iou``). In [0, 1].
         padded_size_divisor: Anchors whose centre lies outside the image's own size, rounded up to a multiple of this
@@ -334,10 +334,10 @@ class FCOSMatcher(ConfigFromInit):
             object if the largest distance from the point to the sides of the object's box lies in the level's range.
         center_radius: Largest distance of a positive point from the centre of its box, in strides. None: points
             anywhere inside the box can be positive.
-        convention: Source framework whose rule is reproduced: "detectron2" (also for torchvision) or "mmdet", see
-            `match_fcos`.
-        ignore_crowd_iof: Points with more than this fraction of their square inside a crowd are ignored; None: no point
-            is ignored for this, as in all published FCOS models.
+        convention: Source framework whose ranges and ties are reproduced: "detectron2" (also for torchvision) or
+            "mmdet", see `match_fcos`.
+        ignore_crowd_iof: Points with more than this fraction of their square inside a crowd are ignored. None: crowds
+            have no effect, as in all published FCOS models.
 
     Raises:
         UserError: If `convention` is unknown.

@@ -11,12 +11,12 @@ from kerasdet.keras_utils import ConfigFromInit
 
 
 def per_image_uniform(size: tf.Tensor, seed: int, step: tf.Tensor, image_ids: tf.Tensor) -> tf.Tensor:
-    """Draws one row of random numbers per image, which depends only on seed, step and image id, not on the batch.
+    """Draws random numbers for each image. They depend only on seed, step and image id, not on the batch.
 
     Args:
         size: R, the number of values per image.
         seed: Seed of the training run.
-        step: () integer, the training step.
+        step: Scalar integer, the training step.
         image_ids: (B,) integers, one per image.
 
     Returns:
@@ -36,7 +36,7 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
     Args:
         size: R, number of candidates in each image.
         seed: Seed of the training run.
-        step: () integer, the training step.
+        step: Scalar integer, the training step.
         batch: ``boxes`` (B, M, 4) and optionally ``image_id`` (B,). With ids, an image gets the same numbers in every
             batch and on every replica. Without ids, its position in the batch replaces the id.
 

@@ -1,8 +1,9 @@
 """Turns images and videos into detections: preprocessing, `Detections`, predictors, tiles and tracking."""
 
 from kerasdet.inference.detections import Detections
+from kerasdet.inference.images import open_images
 from kerasdet.inference.predictor import Predictor
-from kerasdet.inference.preprocessing import KeepSize, Preprocessing, open_images
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing
 from kerasdet.inference.tiles import TiledPredictor
 from kerasdet.inference.tracking import Tracker
 from kerasdet.inference.tta import AugmentedPredictor

@@ -12,7 +12,7 @@ from kerasdet import ops, visualize
 from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.inference import interop
-from kerasdet.inference.preprocessing import ImageLike, open_image
+from kerasdet.inference.images import ImageLike, open_image
 
 if TYPE_CHECKING:
     import supervision
@@ -182,7 +182,7 @@ class Detections:
 
         Example:
             >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
-        >>> cars = model.detect("street.jpg").filter(score=0.5, classes="car")
+            >>> cars = model.detect("street.jpg").filter(score=0.5, classes="car")
         """
         keep = np.ones(len(self), bool)
         if score is not None:
@@ -299,8 +299,8 @@ class Detections:
         """Converts boxes, scores, classes and masks to `supervision.Detections`, for its annotators and trackers.
 
         Returns:
-            A `supervision.Detections`; ``data["class_name"]`` holds the class names, `data` also the `extras`, and
-            `tracker_id` the ids of `kerasdet.inference.Tracker`.
+            A `supervision.Detections`. Its `data` holds the class names under "class_name", and the arrays of `extras`.
+            Its `tracker_id` holds the ids of a `kerasdet.inference.Tracker`.
 
         Raises:
             UserError: If supervision is not installed.
@@ -311,7 +311,7 @@ class Detections:
         """Converts keypoints to `supervision.KeyPoints`, for its annotators.
 
         Returns:
-            A `supervision.KeyPoints`; ``data["class_name"]`` holds the class names.
+            A `supervision.KeyPoints`. Its `data` holds the class names under "class_name".
 
         Raises:
             UserError: If supervision is not installed.
@@ -337,8 +337,8 @@ class Detections:
             key_points: Keypoints of the same objects, in the same order. None: no keypoints.
 
         Returns:
-            The `Detections`, in descending order of score. ``extras["track_id"]`` holds the ids of a tracker, `extras`
-            also the arrays of `data`.
+            The `Detections`, in descending order of score. Its `extras` holds the ids of a tracker under "track_id",
+            and the arrays of `detections.data`.
 
         Raises:
             UserError: If the sizes or numbers of masks, keypoints or names contradict the detections.
@@ -363,8 +363,8 @@ def unpad(
     """Extracts the detections of one image from padded detections.
 
     Args:
-        detections: Padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`), in pixels
-            of the images.
+        detections: Padded detections (`boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
+            `kerasdet.inference.padded`), in pixels of the images.
         index: Position of the image in the batch.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes, in the order of the class ids. None: the names are unknown.

@@ -51,7 +51,7 @@ def to_key_points(found: "Detections") -> "supervision.KeyPoints":
         found: Detections with keypoints.
 
     Returns:
-        A `supervision.KeyPoints`; ``data["class_name"]`` holds the class names.
+        A `supervision.KeyPoints`. Its `data` holds the class names under "class_name".
 
     Raises:
         UserError: If supervision is not installed.

@@ -56,7 +56,8 @@ def rescale(
     The function also works inside a `tf.function`.
 
     Args:
-        detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`).
+        detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
+            `kerasdet.inference.padded`).
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to, in pixels.
         branch_outputs: Maps output names to `BranchOutput`s, which define how outputs are rescaled.
@@ -131,7 +132,8 @@ def to_tf_od(
     The function also works inside a `tf.function`.
 
     Args:
-        detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`).
+        detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
+            `kerasdet.inference.padded`).
         size: (B, 2) heights and widths of the images that the coordinates refer to, in pixels.
         class_offset: Number that is added to the class ids: 1 for the API, which counts classes from 1.
         branch_outputs: Maps output names to `BranchOutput`s, which hold the names of outputs in the API.
@@ -168,7 +170,8 @@ def from_tf_od(
         branch_outputs: Maps output names to `BranchOutput`s, as for `to_tf_od`.
 
     Returns:
-        Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` ..., see `kerasdet.inference.padded`), in pixels.
+        Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see `kerasdet.inference.padded`),
+        in pixels.
     """
     detections = {
         "boxes": tf.convert_to_tensor(outputs["detection_boxes"]),

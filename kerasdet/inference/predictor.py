@@ -8,15 +8,9 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.inference.detections import Detections, unpad
+from kerasdet.inference.images import ImageLike, open_image, split_images
 from kerasdet.inference.padded import BranchOutput
-from kerasdet.inference.preprocessing import (
-    ImageLike,
-    KeepSize,
-    Preprocessing,
-    check_resize,
-    open_image,
-    split_images,
-)
+from kerasdet.inference.preprocessing import KeepSize, Preprocessing, check_resize
 
 
 class Predictor:
@@ -100,7 +94,7 @@ class Predictor:
             `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
             `kerasdet.inference.padded`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define detect_batch.")
+        raise NotImplementedError(f"{type(self).__name__} does not define detect_batch: define this method.")
 
     def unpad(
         self, detections: Mapping[str, np.ndarray | tf.Tensor], image_sizes: Sequence[tuple[int, int]]

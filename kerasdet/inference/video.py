@@ -40,7 +40,7 @@ class Frame:
 
 
 def is_video(word: str) -> bool:
-    """Tells whether an argument of a command is a video: a file with the suffix of videos, a URL, or a camera number.
+    """Tells whether an argument of a command is a video: a file with a video suffix, a URL, or a camera number.
 
     Args:
         word: Argument such as "street.mp4", "rtsp://host/stream" or "0". If a file or folder named "0" exists, "0" is
@@ -55,13 +55,13 @@ def is_video(word: str) -> bool:
 
 
 def is_file_of_video(word: str) -> bool:
-    """Tells whether a path ends like a video file, such as ".mp4", and is not a folder.
+    """Tells whether a path has the suffix of a video file, such as ".mp4", and is not a folder.
 
     Args:
         word: Path of a file.
 
     Returns:
-        True if the path ends like a video file. The file need not exist.
+        True if the path has such a suffix. The file need not exist.
     """
     return Path(word).suffix.lower() in SUFFIXES and not Path(word).is_dir()
 

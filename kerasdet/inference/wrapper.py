@@ -38,5 +38,5 @@ class PredictorWrapper(Predictor):
 
     @property
     def branch_outputs(self) -> Mapping[str, BranchOutput]:
-        """The `BranchOutput`s of the model's branches, by name of the output."""
+        """Maps the outputs of the model's branches to `BranchOutput`s, which describe them."""
         return self.model.branch_outputs

@@ -57,7 +57,7 @@ class CSPNeXtPAFPN(ConfigFromInit, keras.layers.Layer):
         return tuple(f"p{name[1:]}" for name in self.in_features)
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
-        """Creates layers and variables for features whose shapes (B, h, w, C) are `input_shape`, by name."""
+        """Creates the layers and variables. `input_shape` maps the names of features to their shapes (B, h, w, C)."""
         widths = [input_shape[name][-1] for name in self.in_features]
         with policy_scope(self.dtype_policy):
             self._create_layers(widths)

@@ -10,14 +10,15 @@ class DeformConvNorm(keras.layers.Layer):
     """Applies a deformable convolution that predicts its own offsets, then a norm, then an activation.
 
     An ordinary convolution with the same kernel size, strides and dilation, the sublayer `offset`, predicts the offsets
-    as (y, x) per kernel tap. In version 2 it also predicts the logits of the mask, in the last third of its channels.
-    `offset` starts at zero: a new layer computes an ordinary convolution, in version 2 with halved outputs.
+    as (y, x) for each position of the kernel. In version 2 it also predicts the logits of the mask, in the last third
+    of its channels. `offset` starts at zero: a new layer computes an ordinary convolution, in version 2 with halved
+    outputs.
 
     Args:
         filters: Number of output channels.
         kernel_size: Height and width of the kernel in cells; odd.
         strides: Step of the kernel in cells, along both axes.
-        dilation: Distance between neighbouring kernel taps in cells.
+        dilation: Distance between neighbouring positions of the kernel, in cells.
         groups: Number of channel groups that are convolved separately.
         deform_groups: Number of input channel groups, each with its own offsets.
         deform_version: 1 (https://arxiv.org/abs/1703.06211), or 2 for offsets and a mask

@@ -89,7 +89,7 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         return own + tuple(f"p{first_extra + i}" for i in range(self.top.num_levels if self.top else 0))
 
     def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
-        """Creates the variables for features whose shapes (B, h, w, C) are `input_shape`, by name."""
+        """Creates the variables. `input_shape` maps the names of features to their shapes (B, h, w, C)."""
         for name, lateral, output in zip(self.in_features, self.laterals, self.outputs, strict=True):
             lateral.build(input_shape[name])
             output.build((None, None, None, self.channels))
@@ -151,7 +151,7 @@ def _double(x):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaxPoolTop(ConfigFromInit, keras.layers.Layer):
-    """Adds one coarser level, every second row and column of another level: the P6 of Faster R-CNN.
+    """Adds one coarser level: every second row and column of another level (P6 of Faster R-CNN).
 
     Args:
         in_feature: Name of the level to subsample.
@@ -208,7 +208,7 @@ class ConvTop(ConfigFromInit, keras.layers.Layer):
         ]
 
     def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
-        """Creates the variables for features and levels whose shapes (B, h, w, C) are `input_shape`, by name."""
+        """Creates the variables. `input_shape` maps the names of features and levels to their shapes (B, h, w, C)."""
         shape = input_shape[self.in_feature]
         for conv in self.convs:
             conv.build(shape)

@@ -9,8 +9,8 @@
 | ``gn`` | groups of channels of one image | trained |
 
 ``frozen_bn`` and ``bn_inference`` need pretrained statistics: with the initial mean 0 and variance 1 they normalise
-nothing. Epsilon (1e-5), momentum (0.9 in Keras' sense) and the running averages, which hold the unbiased variance,
-equal PyTorch's.
+nothing. As in PyTorch, the default epsilon is 1e-5, and running averages hold the unbiased variance. The default
+momentum of 0.9 corresponds to PyTorch's 0.1, because PyTorch gives the weight of the new value.
 """
 
 import keras

@@ -103,7 +103,7 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         return self._in_channels + self.extra_channels
 
     def build(self, input_shape: Mapping[str, tuple[int | None, ...]]) -> None:
-        """Creates the variables for features whose shapes (B, h, w, C) are `input_shape`, by name."""
+        """Creates the variables. `input_shape` maps the names of features to their shapes (B, h, w, C)."""
         self._in_channels = tuple(input_shape[name][-1] for name in self.in_features)
         if self.finest_scale is not None:
             self.scale_weight = self.add_weight(

@@ -4,13 +4,14 @@ from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models.branch import Branch
 from kerasdet.models.detector import Detector
 from kerasdet.models.dynamic_mask_branch import DynamicMaskBranch
-from kerasdet.models.fcos import FCOS
+from kerasdet.models.fcos import FCOS, Centerness
 from kerasdet.models.keypoint_branch import KeypointBranch
 from kerasdet.models.mask_branch import MaskBranch
+from kerasdet.models.proposal_network import ProposalNetwork
 from kerasdet.models.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
 from kerasdet.models.retinanet import RetinaNet
 from kerasdet.models.roi_heads import RoIHeads
-from kerasdet.models.rpn import RPN, ProposalNetwork, ProposalSelection
+from kerasdet.models.rpn import RPN, ProposalSelection
 from kerasdet.models.rtmdet import RTMDet, RTMDetIns
 from kerasdet.models.ssd import SSD
 
@@ -19,6 +20,7 @@ __all__ = [
     "RPN",
     "SSD",
     "Branch",
+    "Centerness",
     "Detector",
     "DynamicMaskBranch",
     "FasterRCNN",

@@ -44,14 +44,14 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
 
 
 def equal_parts(replicas: int, micro_batches: int) -> str:
-    """Says how a training step divides its images, for error messages.
+    """Describes how a training step divides its images, for error messages.
 
     Args:
         replicas: Number of replicas of the strategy.
         micro_batches: Number of micro-batches that each replica's batch is split into.
 
     Returns:
-        Words such as "into 4 micro-batches" or "among 2 replicas with 4 micro-batches each".
+        A phrase such as "into 4 micro-batches" or "among 2 replicas with 4 micro-batches each".
     """
     if replicas == 1:
         return f"into {micro_batches} micro-batches"
@@ -116,8 +116,8 @@ def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping
         batch: A dict of tensors, or a bare image tensor (B, H, W, 3).
 
     Returns:
-        The batch, and a flag for `drop_padded_outputs`: () int32, 1 for a real batch, 0 for the added image. With one
-        replica the flag is None, because the batch is never empty.
+        The batch, and a flag for `drop_padded_outputs`: a scalar int32, 1 for a real batch, 0 for the added image. With
+        one replica the flag is None, because the batch is never empty.
     """
     if num_replicas() == 1:
         return batch, None
@@ -139,8 +139,8 @@ def drop_padded_outputs(outputs: Mapping | tf.Tensor, is_real: tf.Tensor | None)
     Args:
         outputs: A tensor (B, ...), or a nested dict of tensors. Entries under the key ``anchors`` are unchanged,
             because they have no batch axis.
-        is_real: () int32 flag from `pad_empty_batch`: 1 for a real batch, 0 for the added image. None keeps all
-            outputs.
+        is_real: Scalar int32, the flag from `pad_empty_batch`: 1 for a real batch, 0 for the added image. None keeps
+            all outputs.
 
     Returns:
         The outputs, with B = 0 if the batch was empty.

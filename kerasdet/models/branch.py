@@ -1,7 +1,8 @@
 """Defines branches, which predict masks, keypoints or other outputs for each region of an R-CNN.
 
 `RoIHeads` pools features of each region and runs the branches on them. Each branch computes its own targets, losses and
-outputs. A new branch is one subclass of `Branch` in one file. It defines:
+outputs. A new branch is one subclass of `Branch` in one file; `extra_annotation_keys` of a dataset reads its
+ground truth if that consists of numbers. A branch defines:
 
 - attributes: `target_key`, `loss_names`, `output_names`, `metric`, `rescaling`, `export_names`;
 - the network: `build` and `call`;
@@ -121,8 +122,8 @@ class Branch(keras.layers.Layer):
     skeleton: tuple[tuple[int, int], ...] = ()
     norm: str | None = None
     _how_to_read_targets = (
-        "read them into the records of the dataset (CONTRIBUTING.md, 'Add a branch to R-CNNs'), or train with `fit` on "
-        "batches that have them"
+        "add this key to extra_annotation_keys of the dataset if its annotations have numbers under it, or train with "
+        "`fit` on batches that have it (CONTRIBUTING.md, 'Add a branch to R-CNNs')"
     )
 
     def __init__(self, *, pool_size: int | None = None, **kwargs):
@@ -267,7 +268,8 @@ class Branch(keras.layers.Layer):
         Returns:
             False if the branch needs ground truth, such as masks, that the dataset was read without.
         """
-        return getattr(dataset.records[0], self.target_key, None) is not None
+        is_extra = self.target_key in getattr(dataset, "extra_shapes", {})
+        return is_extra or getattr(dataset.records[0], self.target_key, None) is not None
 
     def check_dataset(self, dataset: "Dataset") -> None:
         """Checks that the branch can learn from a dataset.

@@ -51,10 +51,10 @@ class LossNormalizer(ConfigFromInit):
         Args:
             matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for anchors without an
                 object.
-            running_mean: () mean of positives before this batch; only "ema" reads it.
+            running_mean: Scalar, the running mean of the number of positives before this batch; only "ema" reads it.
 
         Returns:
-            The divisor, () float32, or (B, 1) for "image". For "ema" it is also the new running mean.
+            The divisor, a scalar float32, or (B, 1) for "image". For "ema" it is also the new running mean.
         """
         positives = tf.reduce_sum(tf.cast(matched_gt >= 0, float_dtype()), 1, keepdims=True)  # (B, 1)
         if self.method == "image":

@@ -113,10 +113,10 @@ def class_loss(model: Detector, outputs: Mapping, targets: Mapping[str, tf.Tenso
         model: Detector with `class_loss` and `num_classes`.
         outputs: Result of the model's `call`, with ``class_logits``, a dict from level name to (B, R_l, K).
         targets: Result of `matched_targets`.
-        normalizer: () or (B, 1), divisor from `LossNormalizer`.
+        normalizer: Divisor from `LossNormalizer`, a scalar or (B, 1).
 
     Returns:
-        The loss, ().
+        The loss, a scalar.
     """
     logits = all_levels(outputs, "class_logits")  # (B, R, K)
     valid = tf.cast(targets["matched_gt"] != IGNORE, float_dtype()) / normalizer  # (B, R)
@@ -148,8 +148,8 @@ def filtered(
         image_size: (B, 2) heights and widths without padding, in pixels.
 
     Returns:
-        A dict of ``boxes`` (B, R, 4) yxyx in pixels, clipped if the model clips before NMS, and ``scores`` (B, R, K), 0
-        for pairs of box and class that a filter drops.
+        A dict of ``boxes`` (B, R, 4) yxyx in pixels, and ``scores`` (B, R, K). Boxes are clipped if the model clips
+        before NMS. A score is 0 if a filter drops the box for this class.
     """
     keep = scores > postprocessing.score_threshold  # (B, R, K)
     if factor is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
@@ -217,3 +218,15 @@ def unpack_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tenso
     if isinstance(inputs, Mapping):
         return inputs["image"], inputs.get("image_size")
     return inputs, None
+
+
+def is_detector(value: Any) -> bool:
+    """Tells whether an object is a detector, which can be trained and exported.
+
+    Args:
+        value: Any object.
+
+    Returns:
+        False for a backbone, a loaded export and everything else.
+    """
+    return isinstance(value, Detector)

@@ -168,8 +168,9 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
             squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as
                 side.
 
-            (B, P, h, w) logits at the resolution of the finest level; each is sampled at the top-left corner of its
-                cell.
+        Returns:
+            The mask logits, (B, P, h, w), at the resolution of the finest level; each is sampled at the top-left corner
+            of its cell.
         """
         kernels = tf.gather(all_levels(outputs, "kernels"), points, batch_dims=1)  # (B, P, 169)
         return _convolve(outputs["features"], kernels, tf.gather(squares, points), self.stride)
@@ -260,7 +261,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
             image_size: (B, 2) heights and widths of the images in the network's input, in pixels.
 
         Returns:
-            (B, D, S, S) probabilities.
+            The masks, (B, D, S, S) probabilities.
         """
         logits = self.mask_logits(outputs, points, squares)  # (B, D, h, w)
         rows, columns = (

@@ -6,9 +6,11 @@ import keras
 import tensorflow as tf
 
 from kerasdet import losses
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
+from kerasdet.geometry import coders
 from kerasdet.geometry.anchors import AnchorGenerator, point_squares
-from kerasdet.geometry.coders import DistanceCoder, centerness
+from kerasdet.geometry.coders import DistanceCoder
 from kerasdet.geometry.matching import FCOSMatcher
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
@@ -21,6 +23,34 @@ from kerasdet.models.postprocess import Postprocessing, best_class_only, top_can
 from kerasdet.ops.distribute import global_sum
 
 SCORE_CONVENTIONS = ("sqrt", "product")
+
+
+@keras.saving.register_keras_serializable(package="kerasdet")
+class Centerness(ConfigFromInit):
+    """Configures how FCOS uses centerness in its losses and in the scores of detections.
+
+    The centerness of a point is 1 at the centre of its object and falls to 0 at the sides.
+
+    Args:
+        loss_weight: Factor of the centerness loss.
+        weights_boxes: If True, the box loss is the average over positive points, weighted by their centerness
+            (mmdetection). If False, all positive points have the same weight.
+        score_convention: Rule that combines class probability and centerness into the score. "sqrt": the score is the
+            square root of their product; the score threshold applies to it (detectron2, torchvision). "product": the
+            score is their product; the threshold and `pre_nms_top_k` apply to the class probability alone
+            (mmdetection).
+
+    Raises:
+        UserError: If `score_convention` is unknown.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, weights_boxes: bool = False, score_convention: str = "sqrt"):
+        check_numbers("Centerness", 0, loss_weight=loss_weight)
+        if score_convention not in SCORE_CONVENTIONS:
+            raise UserError(f"Centerness.score_convention is {score_convention!r}: choose 'sqrt' or 'product'.")
+        self.loss_weight = loss_weight
+        self.weights_boxes = weights_boxes
+        self.score_convention = score_convention
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -43,14 +73,8 @@ class FCOS(ConfigFromInit, Detector):
         matcher: Matches points to ground-truth objects. By default `FCOSMatcher()`, centre sampling within 1.5 strides.
         class_loss: Classification loss. By default `FocalLoss()`.
         box_loss: Box loss, `GIoULoss` or `IoULoss`. By default `GIoULoss()`.
-        centerness_loss_weight: Factor of the centerness loss.
-        centerness_weights_boxes: If True, the box loss is the average over positive points, weighted by their
-            centerness (mmdetection). If False, all positive points have the same weight.
+        centerness: How losses and scores use centerness. By default `Centerness()`.
         normalizer: Computes the divisor of the losses. By default `LossNormalizer("ema", start=300)`.
-        score_convention: Rule that combines class probability and centerness into the score. "sqrt": the score is the
-            square root of their product; the score threshold applies to it (detectron2, torchvision). "product": the
-            score is their product; the threshold and `pre_nms_top_k` apply to the class probability alone
-            (mmdetection).
         postprocessing: Score threshold and NMS of detections. By default
             `Postprocessing(score_threshold=0.2, nms_threshold=0.6)`.
         preprocessing: Resize rule and pixel statistics.
@@ -58,8 +82,8 @@ class FCOS(ConfigFromInit, Detector):
     Raises:
         TypeError: If `backbone` is not a backbone.
         ValueError: If the backbone lacks a feature that the neck merges, the anchors' levels are not the neck's, a cell
-            has several anchors, the matcher does not have one range per level, `score_convention` is unknown, or the
-            number of class names is not `num_classes`.
+            has several anchors, the matcher does not have one range per level, or the number of class names is not
+            `num_classes`.
 
     Example:
         >>> model = kerasdet.FCOS(num_classes=3, class_names=["cat", "dog", "bird"])
@@ -83,17 +107,13 @@ class FCOS(ConfigFromInit, Detector):
         matcher: FCOSMatcher | None = None,
         class_loss: FocalLoss | None = None,
         box_loss: GIoULoss | IoULoss | SmoothL1Loss | None = None,
-        centerness_loss_weight: float = 1.0,
-        centerness_weights_boxes: bool = False,
+        centerness: Centerness | None = None,
         normalizer: LossNormalizer | None = None,
-        score_convention: str = "sqrt",
         postprocessing: Postprocessing | None = None,
         preprocessing: Preprocessing | None = None,
         **kwargs,
     ):
         super().__init__(preprocessing or Preprocessing(), ("class_loss", "box_loss", "centerness_loss"), **kwargs)
-        if score_convention not in SCORE_CONVENTIONS:
-            raise UserError(f"FCOS.score_convention is {score_convention!r}: choose 'sqrt' or 'product'.")
         check_num_classes("FCOS", num_classes)
         self.num_classes = num_classes
         self.class_names = class_names
@@ -106,10 +126,8 @@ class FCOS(ConfigFromInit, Detector):
         self.matcher = matcher or FCOSMatcher()
         self.class_loss = class_loss or FocalLoss()
         self.box_loss = box_loss or GIoULoss()
-        self.centerness_loss_weight = centerness_loss_weight
-        self.centerness_weights_boxes = centerness_weights_boxes
+        self.centerness = centerness or Centerness()
         self.normalizer = normalizer or LossNormalizer(start=300.0)
-        self.score_convention = score_convention
         self.postprocessing = postprocessing or Postprocessing(score_threshold=0.2, nms_threshold=0.6)
         _check_ranges(self.matcher, self.neck)
         dense.attach_head(self)
@@ -148,7 +166,7 @@ class FCOS(ConfigFromInit, Detector):
         """
         anchors = dense.all_levels(outputs, "anchors")  # (R, 4)
         targets = dense.matched_targets(self.matcher(outputs["anchors"], batch), anchors, batch)
-        return {**targets, "centerness": centerness(self.coder.encode(targets["boxes"], anchors))}
+        return {**targets, "centerness": coders.centerness(self.coder.encode(targets["boxes"], anchors))}
 
     def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Computes ``class_loss``, ``box_loss`` and ``centerness_loss``, weighted and normalised.
@@ -158,12 +176,12 @@ class FCOS(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         normalizer = self.normalizer(targets["matched_gt"], self.mean_positives)  # () or (B, 1)
         is_positive = tf.cast(targets["matched_gt"] >= 0, float_dtype())  # (B, R)
         box_weights = positive = is_positive / normalizer
-        if self.centerness_weights_boxes:
+        if self.centerness.weights_boxes:
             box_weights = is_positive * targets["centerness"]
             box_weights /= tf.maximum(global_sum(tf.reduce_sum(box_weights)), 1e-6)
         anchors, distances = dense.all_levels(outputs, "anchors"), dense.all_levels(outputs, "box_distances")
@@ -171,7 +189,7 @@ class FCOS(ConfigFromInit, Detector):
         return {
             "class_loss": dense.class_loss(self, outputs, targets, normalizer),
             "box_loss": self.box_loss(distances, anchors, targets["boxes"], box_weights, self.coder),
-            "centerness_loss": centerness_loss * self.centerness_loss_weight,
+            "centerness_loss": centerness_loss * self.centerness.loss_weight,
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
@@ -212,8 +230,9 @@ class FCOS(ConfigFromInit, Detector):
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
-            and ``scores`` (B, R, K), 0 for pairs of box and class that a filter of `postprocessing` drops.
+            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, and ``scores`` (B, R, K). Boxes are
+            clipped if the model clips before NMS. A score is 0 if a filter of `postprocessing` drops the box for this
+            class.
         """
         levels = [self.level_scores(outputs, level) for level in outputs["anchors"]]
         ranks, factor = (tf.concat(values, 1) for values in zip(*levels, strict=True))
@@ -231,9 +250,8 @@ class FCOS(ConfigFromInit, Detector):
             Padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels of the network's input, ``scores`` (B, D)
             descending, ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
         """
-        return self.postprocessing.apply_nms(
-            candidates, image_size, score_threshold=0.0
-        )  # `decode` has applied the score threshold
+        # `decode` has applied the score threshold
+        return self.postprocessing.apply_nms(candidates, image_size, score_threshold=0.0)
 
     def level_scores(self, outputs: Mapping, level: str) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes the values that the score threshold applies to, and factors that convert them to scores.
@@ -248,7 +266,7 @@ class FCOS(ConfigFromInit, Detector):
         """
         ranks = tf.sigmoid(outputs["class_logits"][level])  # (B, R_l, K)
         factor = tf.sigmoid(outputs["centerness"][level])  # (B, R_l)
-        if self.score_convention == "sqrt":
+        if self.centerness.score_convention == "sqrt":
             ranks, factor = tf.sqrt(ranks * factor[..., None]), tf.ones_like(factor)
         return (ranks if self.postprocessing.multi_label else best_class_only(ranks)), factor
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasdet.data.values import are_fractions
 from kerasdet.errors import UserError
-from kerasdet.inference.preprocessing import shape_remedy
+from kerasdet.inference.images import shape_remedy
 from kerasdet.models.batch import unpack_batch
 
 # Key -> its shape; B images, M objects, S cells of a mask, J keypoints

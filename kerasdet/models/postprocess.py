@@ -64,7 +64,7 @@ class Postprocessing(ConfigFromInit):
     Args:
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
         pre_nms_top_k: Maximum number of candidates per pyramid level before NMS. R-CNNs ignore it.
-        nms_threshold: Boxes are dropped whose IoU with a higher-scored box of the same class exceeds this. In [0, 1].
+        nms_threshold: A box is dropped if its IoU with a better box of the same class is above this. In [0, 1].
         max_detections: D, maximum number of detections per image.
         min_size: Boxes that have a side below this many pixels after clipping to the image are dropped before NMS.
             None keeps them.
@@ -197,7 +197,7 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
 
 
 def drop_empty(detections: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Drops detections with empty boxes, such as boxes in the padding of a letterbox after clipping to the image.
+    """Drops detections with empty boxes, such as boxes that lay in the padding before they were clipped to the image.
 
     Args:
         detections: Padded detections, a dict with ``boxes`` (B, D, 4) yxyx in pixels.

@@ -70,9 +70,8 @@ class FasterRCNN(ConfigFromInit, Detector):
         self.roi_heads = roi_heads
         self.seed = seed
         build_pyramid(self.backbone, self.neck, self.rpn)
-        levels = [
-            f"p{name[1:]}" for name in self.neck.in_features
-        ]  # without the levels that the FPN's `top` adds, such as p6
+        # Without the levels that the FPN's `top` adds, such as p6
+        levels = [f"p{name[1:]}" for name in self.neck.in_features]
         roi_heads.attach(num_classes=num_classes, levels=levels, channels=self.neck.channels)
         self.step = self.add_weight(name="step", initializer="zeros", dtype="int64", trainable=False)
         self.built = True
@@ -161,7 +160,7 @@ class FasterRCNN(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``rpn_class_loss``, ``rpn_box_loss``, ``class_loss``, ``box_loss`` and the losses of the branches,
-            () each.
+            each a scalar.
         """
         return {
             **self.rpn.compute_losses(outputs["rpn"], targets["rpn"]),

@@ -130,7 +130,7 @@ class RetinaNet(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         normalizer = self.normalizer(targets["matched_gt"], self.mean_positives)  # () or (B, 1)
         positive = tf.cast(targets["matched_gt"] >= 0, float_dtype()) / normalizer  # (B, R)
@@ -177,8 +177,9 @@ class RetinaNet(ConfigFromInit, Detector):
             image_size: (B, 2) int32, heights and widths without padding, in pixels.
 
         Returns:
-            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
-            and ``scores`` (B, R, K), 0 for pairs of box and class that a filter of `postprocessing` drops.
+            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, and ``scores`` (B, R, K). Boxes are
+            clipped if the model clips before NMS. A score is 0 if a filter of `postprocessing` drops the box for this
+            class.
         """
         logits = dense.all_levels(outputs, "class_logits")  # (B, R, K)
         if not self.postprocessing.multi_label:

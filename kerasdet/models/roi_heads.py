@@ -146,7 +146,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
                 proposals of each image; the rest of the N rows is padding.
             ground_truth: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
             seed: Seed of the sampling.
-            step: () integer, the training step.
+            step: Scalar integer, the training step.
 
         Returns:
             A dict of ``rois`` (B, P, 4) yxyx in pixels and ``roi_valid`` (B, P) bool, false for padding. With ground

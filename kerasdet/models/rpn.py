@@ -1,4 +1,4 @@
-"""Implements the region proposal network (RPN), the first stage of R-CNNs, and a detector that has only this stage."""
+"""Implements the region proposal network (RPN), the first stage of R-CNNs."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,11 @@ from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder
 from kerasdet.geometry.matching import IGNORE, IoUMatcher, gather_gt
 from kerasdet.geometry.sampling import BalancedSampler, sampling_priority
-from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import FPN, MaxPoolTop, ResNet
-from kerasdet.layers.heads import RPNHead
+from kerasdet.layers.rpn_head import RPNHead
 from kerasdet.losses import SmoothL1Loss
 from kerasdet.models.common import check_backbone
-from kerasdet.models.detector import Detector, unpack_inputs
 from kerasdet.ops import nms
 from kerasdet.ops.distribute import global_sum
 
@@ -194,7 +192,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         proposals: ProposalSelection | None = None,
         **kwargs,
     ):
-        super().__init__(**{"autocast": False, "name": "rpn", **kwargs})
+        super().__init__(**{"autocast": False, "name": "rpn", **kwargs})  # anchors stay float32 under every policy
         if normalizer not in NORMALIZERS:
             raise UserError(f"RPN.normalizer is {normalizer!r}: choose one of {', '.join(map(repr, NORMALIZERS))}.")
         self.anchors = anchors or default_anchors()
@@ -272,7 +270,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
                 (B, 2), heights and widths without padding in pixels.
             seed: Seed of the sampling.
-            step: () integer, the training step.
+            step: Scalar integer, the training step.
 
         Returns:
             A dict of ``positive`` and ``negative`` (B, R) bool, the sampled anchors, and ``boxes`` (B, R, 4) yxyx in
@@ -311,135 +309,6 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         class_loss = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(positive, logits) * sampled)
         box_loss = self.box_loss(deltas, anchors, targets["boxes"], positive, self.coder)
         return {"rpn_class_loss": class_loss / normalizer, "rpn_box_loss": box_loss / normalizer}
-
-
-@keras.saving.register_keras_serializable(package="kerasdet")
-class ProposalNetwork(ConfigFromInit, Detector):
-    """Detects objects without classifying them, with a region proposal network alone.
-
-    Args:
-        backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. None: a ResNet-50
-            with random weights.
-        neck: Layer that maps features to a pyramid. None: an FPN with levels p2 to p6.
-        rpn: Predicts objects and selects the proposals. None: `RPN()`.
-        preprocessing: Resize rule and pixel statistics.
-        seed: Seed for the random sampling of anchors in training.
-
-    Raises:
-        TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature that the neck merges, or the neck lacks a level of the anchors.
-    """
-
-    num_classes = None  # class-agnostic: it trains on objects of any class
-    class_names = ("object",)
-    single_stage = True
-
-    def __init__(
-        self,
-        *,
-        backbone: keras.Model | None = None,
-        neck: keras.layers.Layer | None = None,
-        rpn: RPN | None = None,
-        preprocessing: Preprocessing | None = None,
-        seed: int = 0,
-        **kwargs,
-    ):
-        super().__init__(preprocessing or Preprocessing(), ("rpn_class_loss", "rpn_box_loss"), **kwargs)
-        self.backbone = backbone or default_backbone()
-        self.neck = neck or default_neck()
-        self.rpn = rpn or RPN()
-        self.seed = seed
-        build_pyramid(self.backbone, self.neck, self.rpn)
-        self.step = self.add_weight(name="step", initializer="zeros", dtype="int64", trainable=False)
-        self.built = True
-
-    @property
-    def postprocessing(self) -> ProposalSelection:
-        """The selection of proposals, which has no score threshold. The proposals are this model's detections."""
-        return self.rpn.proposals
-
-    def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:
-        """Predicts objectness logits and box deltas for every anchor.
-
-        Args:
-            inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
-                without padding in pixels; or a bare image tensor without padding.
-            training: Whether batch norms use the statistics of the batch.
-
-        Returns:
-            The result of `RPN.call`: dicts by level name of ``objectness`` (B, R_l), ``box_deltas`` (B, R_l, 4) as
-            (dy, dx, dh, dw), and ``anchors`` (R_l, 4) yxyx in pixels.
-        """
-        image, image_size = unpack_inputs(inputs)
-        features = self.backbone(self.preprocessing.normalize(image, image_size), training=training)
-        return self.rpn(self.neck(features, training=training), image=image)
-
-    def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Computes the targets of the sampled anchors.
-
-        Args:
-            outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
-                (B, 2), heights and widths without padding in pixels.
-
-        Returns:
-            A dict of ``positive`` and ``negative`` (B, R) bool and ``boxes`` (B, R, 4) yxyx in pixels, see
-            `RPN.compute_targets`.
-        """
-        return self.rpn.compute_targets(outputs, batch, self.seed, self.step)
-
-    def compute_losses(self, outputs: Mapping, targets: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Computes ``rpn_class_loss`` and ``rpn_box_loss``, weighted and normalised.
-
-        Args:
-            outputs: Result of `call`.
-            targets: Result of `compute_targets`.
-
-        Returns:
-            A dict from the name of each loss to its value, () float32.
-        """
-        return self.rpn.compute_losses(outputs, targets)
-
-    def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Counts the training steps; the sampling of anchors depends on the step.
-
-        Args:
-            targets: Result of `compute_targets`.
-        """
-        self.step.assign_add(1)
-
-    def decode(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Decodes the best boxes of each level, clipped to the image.
-
-        Args:
-            outputs: Result of `call`.
-            image_size: (B, 2) int32 heights and widths without padding, in pixels.
-
-        Returns:
-            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N) and ``level_ids`` (B, N), see
-            `ProposalSelection.decode`.
-        """
-        return self.rpn.proposals.decode(outputs, image_size, self.rpn.coder)
-
-    def apply_nms(self, candidates: Mapping[str, tf.Tensor], image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Applies NMS to each level separately.
-
-        Args:
-            candidates: Result of `decode`.
-            image_size: (B, 2) int32. Not used, because `decode` has clipped the boxes.
-
-        Returns:
-            Padded detections of class 0: a dict of ``boxes`` (B, D, 4) yxyx in pixels, ``scores`` (B, D) descending,
-            ``class_ids`` (B, D) with -1 for padding, and ``valid`` (B,).
-        """
-        proposals = self.rpn.proposals.apply_nms(candidates)
-        valid = tf.sequence_mask(proposals["valid"], self.postprocessing.max_detections)
-        return {
-            "boxes": proposals["boxes"],
-            "scores": tf.where(valid, tf.sigmoid(proposals["logits"]), 0.0),
-            "class_ids": tf.where(valid, 0, -1),
-            "valid": proposals["valid"],
-        }
 
 
 def build_pyramid(backbone: keras.Model, neck: keras.layers.Layer, rpn: RPN) -> None:

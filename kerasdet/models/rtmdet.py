@@ -194,7 +194,7 @@ class RTMDet(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         anchors, logits = dense.all_levels(outputs, "anchors"), dense.all_levels(outputs, "class_logits")
         soft_labels = targets["soft_labels"]  # (B, R), 0 without an object
@@ -242,8 +242,9 @@ class RTMDet(ConfigFromInit, Detector):
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
-            and ``scores`` (B, R, K), 0 for pairs of box and class that a filter of `postprocessing` drops.
+            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, and ``scores`` (B, R, K). Boxes are
+            clipped if the model clips before NMS. A score is 0 if a filter of `postprocessing` drops the box for this
+            class.
         """
         logits = dense.all_levels(outputs, "class_logits")
         scores = tf.sigmoid(logits if self.postprocessing.multi_label else best_class_only(logits))

@@ -150,7 +150,7 @@ class SSD(ConfigFromInit, Detector):
             targets: Result of `compute_targets`.
 
         Returns:
-            A dict from the name of each loss to its value, () float32.
+            A dict from the name of each loss to its value, a scalar float32.
         """
         matched_gt = targets["matched_gt"]  # (B, R)
         normalizer = self.normalizer(matched_gt, self.mean_positives)  # () or (B, 1)
@@ -205,8 +205,9 @@ class SSD(ConfigFromInit, Detector):
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, clipped if the model clips before NMS,
-            and ``scores`` (B, R, K), 0 for pairs of box and class that a filter of `postprocessing` drops.
+            A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, and ``scores`` (B, R, K). Boxes are
+            clipped if the model clips before NMS. A score is 0 if a filter of `postprocessing` drops the box for this
+            class.
         """
         boxes, scores = self._boxes_and_scores(outputs)
         return dense.filtered(self.postprocessing, boxes, scores, None, image_size)

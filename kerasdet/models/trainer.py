@@ -27,7 +27,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     """Base class that trains a model; a subclass defines `call`, `compute_targets` and `compute_losses`.
 
     N replicas train exactly like one device with the same global batch: all images are padded to the largest one on any
-    replica, loss normalisers count on all replicas, and gradients are summed before they are clipped.
+    replica, the divisors of losses are counted over all replicas, and gradients are summed before they are clipped.
 
     Args:
         loss_names: Keys of the dict that `compute_losses` returns.
@@ -192,12 +192,12 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         expected = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"
         checks = [
             _assert_no_object(
-                wrong_class, batch, f"A class id is not {expected}, nor -1 for padding: the class id", class_ids
+                wrong_class, batch, f"A class id must be {expected}, or -1 for padding; found the class id", class_ids
             ),
             _assert_no_object(
                 wrong_box,
                 batch,
-                "A box is inverted or not finite, give (y1, x1, y2, x2) in pixels with y1 < y2 and x1 < x2: the box",
+                "A box is inverted or not finite; expected (y1, x1, y2, x2) in pixels, y1 < y2, x1 < x2. Found the box",
                 boxes,
             ),
         ]
@@ -313,7 +313,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             batches: Training batches; see `training_batch`.
 
         Yields:
-            For each batch a dict of its losses by name, and of their sum as `loss`.
+            For each batch, a dict of its losses by name, with their sum as `loss`.
         """
 
         def step(batch):
@@ -363,9 +363,8 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
         The variables, in the order of the layers.
     """
     norms = [layer for layer in flatten_layers(model) if hasattr(layer, "moving_mean") and layer.trainable]
-    norms = [
-        norm for norm in norms if getattr(norm, "mode", "bn") in ("bn", "sync_bn")
-    ]  # kerasdet's batch norms have a `mode`
+    # kerasdet's batch norms have a `mode`
+    norms = [norm for norm in norms if getattr(norm, "mode", "bn") in ("bn", "sync_bn")]
     return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
 
 

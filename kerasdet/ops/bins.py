@@ -43,9 +43,9 @@ def map_chunks(
     """Computes rows chunk after chunk and concatenates them, so that temporary memory depends on the chunk only.
 
     Args:
-        function: Maps `begin` and `end`, () int32 each, to the rows (end - begin, *row_shape) float32.
-        count: () int32, the number of rows.
-        chunk: () int32, the number of rows computed at a time.
+        function: Takes `begin` and `end`, scalar int32 tensors, and returns the rows (end - begin, *row_shape) float32.
+        count: Scalar int32, the number of rows.
+        chunk: Scalar int32, the number of rows computed at a time.
         row_shape: Static shape of one row.
 
     Returns:
@@ -67,9 +67,10 @@ def sum_chunks(
     """Sums over rows chunk after chunk, so that temporary memory depends on the chunk only.
 
     Args:
-        function: Maps `begin` and `end`, () int32 each, to the sum over these rows, with the shape of `zeros`.
-        count: () int32, the number of rows.
-        chunk: () int32, the number of rows summed at a time.
+        function: Takes `begin` and `end`, scalar int32 tensors, and returns the sum over these rows, with the shape of
+            `zeros`.
+        count: Scalar int32, the number of rows.
+        chunk: Scalar int32, the number of rows summed at a time.
         zeros: Initial value of the sum; defines its shape and dtype.
 
     Returns:

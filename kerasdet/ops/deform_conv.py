@@ -18,7 +18,9 @@ def deform_conv2d(
     groups: int = 1,
     deformable_groups: int = 1,
 ) -> tf.Tensor:
-    """Applies a deformable convolution: each kernel tap samples the features at its own offset, bilinearly.
+    """Applies a deformable convolution: each position of the kernel (a tap) samples the features at its own offset.
+
+    Samples between cells are interpolated bilinearly.
 
     Outside the feature map the features are 0. The backward pass recomputes the samples, because storing them would
     need kh * kw times the memory of `x`.
@@ -214,7 +216,7 @@ def _check(channels, kernel_shape, num_offsets, mask, groups, deformable_groups)
         if given not in (None, number):
             raise ValueError(
                 f"`{name}` of deform_conv2d has {given} channels: expected {number}, for {deformable_groups} "
-                f"deformable groups of {taps} kernel taps. Change `{name}` or `deformable_groups`."
+                f"deformable groups of {taps} kernel positions. Change `{name}` or `deformable_groups`."
             )
 
 

@@ -87,7 +87,7 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
     """
     if _chosen in ("tensorflow", "onnx") or static_shapes():
         return None
-    return None if _chosen is None and for_gpus and _lacks_gpu_kernels() else raw_ops()
+    return None if _chosen is None and for_gpus and lacks_gpu_kernels() else raw_ops()
 
 
 def static_shapes() -> bool:
@@ -140,7 +140,7 @@ def composite(function: Callable, name: str, **attributes: object) -> Callable:
 
 
 @functools.cache
-def _lacks_gpu_kernels() -> bool:
+def lacks_gpu_kernels() -> bool:
     """Returns whether TensorFlow uses GPUs for which the library has no kernels, and warns once.
 
     A compiled op would then run on the CPU, and copying data to the CPU and back takes more time than the op saves.

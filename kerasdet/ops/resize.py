@@ -41,7 +41,7 @@ def shortest_edge_size(
             that is smaller (SSD).
 
     Returns:
-        The new height and width in pixels, () int32 each.
+        The new height and width in pixels, two scalar int32 tensors.
 
     Raises:
         ValueError: If `rounding` is unknown.

@@ -347,9 +347,8 @@ def _num_samples(rois, output_size, sampling_ratio):
         return tf.fill(tf.shape(rois.size), sampling_ratio)
     # Rounds up. floordiv, since grappler turns a plain division by a constant into an inexact multiplication.
     samples = tf.cast(-tf.math.floordiv(-rois.size, tf.constant(output_size, tf.float32)), tf.int32)
-    return tf.clip_by_value(
-        samples, 0, rois.map_size
-    )  # the limit binds only for regions of more than h times the map's height
+    # The limit binds only for regions of more than h times the map's height
+    return tf.clip_by_value(samples, 0, rois.map_size)
 
 
 def _chunk_size(rois, output_size, samples):

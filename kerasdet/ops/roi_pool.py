@@ -40,7 +40,7 @@ def roi_pool(
     count = tf.size(boxes) // 4
 
     def cells(begin, end):
-        """Returns the bin and the cell, (E,) each, of every cell in the bins of the regions `begin` to `end`."""
+        """Lists the cells in the bins of regions `begin` to `end`: the indices of bins and of cells, (E,) each."""
         part = slice(begin, end)
         bins, y, x = cells_of_bins(y_end[part] - y_begin[part], x_end[part] - x_begin[part])
         rows = tf.ragged.range(tf.reshape(y_begin[part], [-1]), tf.reshape(y_end[part], [-1])).flat_values
@@ -111,9 +111,8 @@ def multilevel_roi_pool(
         tf.reshape(boxes, [-1, 4]), numbers[0], numbers[-1], canonical_size, canonical_level, level_epsilon
     )
     own = tf.reshape(own, tf.shape(boxes)[:2])[..., None]  # (B, P, 1)
-    parts = [
-        tf.where(own == number, boxes, _OUTSIDE) for number in numbers
-    ]  # a box outside the map pools to 0, so the sum over levels selects one
+    # A box outside the map pools to 0, so the sum over levels selects one
+    parts = [tf.where(own == number, boxes, _OUTSIDE) for number in numbers]
     pooled = [
         roi_pool(features, part, output_size=output_size, spatial_scale=2.0**-number)
         for number, features, part in zip(numbers, pyramid.values(), parts, strict=True)

@@ -25,7 +25,9 @@ def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf
 
 
 def matmul(matrix: tf.Tensor, dense: tf.Tensor, transpose: bool = False) -> tf.Tensor:
-    """Computes ``matrix @ dense`` or ``matrix.T @ dense``, without a gradient and deterministically (bit for bit).
+    """Computes ``matrix @ dense`` or ``matrix.T @ dense``.
+
+    The product has no gradient, and is the same in every run, bit for bit.
 
     Args:
         matrix: Sparse matrix from `csr_matrix`, (M, K), or (K, M) if `transpose`.

@@ -1,4 +1,4 @@
-"""Converts an analysis to sentences that say what is wrong and what to do."""
+"""Converts an analysis to sentences that state what is wrong and what to do."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from kerasdet.analysis import Analysis, Comparison
 from kerasdet.analysis.tide import BACKGROUND_ERROR, FOREGROUND
-from kerasdet.reports.page import Finding, count, share
+from kerasdet.reports.page import Finding, count, decimal, share
 
 _FEW_OBJECTS = 20
 _WIDE_INTERVAL = 0.06  # the page warns from this width of AP's interval on
@@ -29,7 +29,7 @@ def advise(
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
-        words: "boxes" or "masks", the type of detections that was analysed.
+        words: Name of the type of detections that was analysed, such as "boxes".
         result: Comparison with another run. None: no other run.
         scales: Factor by which the model resizes each image, (I,). None: unknown.
 
@@ -63,12 +63,14 @@ def advise(
             return found
     found += _error_advice(analysis, words) + _class_advice(analysis, scales) + _score_advice(analysis)
     ap = analysis.numbers["AP"]
-    if ap.high - ap.low > _WIDE_INTERVAL:
-        images = len(analysis.image_ids)
+    if not ap.high - ap.low <= _WIDE_INTERVAL:
+        images, span = len(analysis.image_ids), f"is wide: {ap.low:.3f} to {ap.high:.3f}"
+        if math.isnan(ap.low):
+            span = "is unknown, because only one of them has objects" if images > 1 else "is unknown"
         found.append(
             Finding(
                 "advice",
-                f"With {count(images, 'image')}, the confidence interval of AP is wide: {ap.low:.3f} to {ap.high:.3f}.",
+                f"With {count(images, 'image')}, the confidence interval of AP {span}.",
                 "Compare runs with `--against`, whose intervals are narrower, or evaluate on more images.",
                 "numbers",
             )
@@ -82,13 +84,17 @@ def _verdict(result):
     span = result.differences["AP"]
     if math.isnan(span.value) or math.isnan(span.low):
         return Finding(
-            "advice", "The difference of AP cannot be estimated, because there are too few objects.", "", "comparison"
+            "advice",
+            "The difference of AP cannot be estimated, because fewer than two images have objects.",
+            "Evaluate on more images before you choose.",
+            "comparison",
         )
     if span.value == 0 and not result.fixed.any() and not result.broken.any():
         return Finding("good", "Both runs find the same objects with the same AP.", "", "comparison")
     words = (
-        f"AP changed by {span.value:+.3f} ({span.low:+.3f} to {span.high:+.3f}): {int(result.fixed.sum())} objects are "
-        f"fixed, {int(result.broken.sum())} are broken."
+        f"AP changed by {span.value:+.3f} ({span.low:+.3f} to {span.high:+.3f}): "
+        f"{count(int(result.fixed.sum()), 'object is', 'objects are')} fixed, "
+        f"{count(int(result.broken.sum()), 'is', 'are')} broken."
     )
     if span.low > 0:
         return Finding("good", words, "This is an improvement, whatever the choice of images.", "comparison")
@@ -113,8 +119,8 @@ def _mismatch(analysis, words):
     if found < _FOUND * objects:
         return Finding(
             "problem",
-            f"Only {found:,} of {count(objects, 'object')} are overlapped by {FOREGROUND:g} or more by one of "
-            f"{count(len(instances.scores), 'detection')} of their class.",
+            f"Only {found:,} of {count(objects, 'object')} have an IoU of {FOREGROUND:g} or more with a detection of "
+            f"their class; there are {count(len(instances.scores), 'detection')}.",
             "If the model detects well in pictures, image ids or coordinates differ: COCO's boxes are x, y, width, "
             "height in pixels of the original image. Otherwise train longer.",
             "errors",
@@ -138,17 +144,17 @@ def _error_advice(analysis, words):
                 "tight?",
             ),
             "both": (
-                f"Detections of a wrong class that also lie badly cost {cost:.3f} AP50 ({number:,}).",
+                f"Detections with both a wrong class and an inexact position cost {cost:.3f} AP50 ({number:,}).",
                 "Train longer; such errors go together with the other two kinds.",
             ),
             "duplicate": (
-                f"Second detections of an object cost {cost:.3f} AP50 ({number:,}).",
+                f"Duplicate detections of an object cost {cost:.3f} AP50 ({number:,}).",
                 "Lower `Postprocessing.nms_threshold`, so that NMS drops more.",
             ),
             "background": (
                 f"Detections on background cost {cost:.3f} AP50 ({number:,}).",
                 f"Filter the images by background{_crowded_with_background(analysis)}. If they show objects, annotate "
-                "them; otherwise add images of what is mistaken, without objects, to the training data.",
+                "them; otherwise add images with such background and without objects to the training data.",
             ),
             "missed": (
                 f"Objects without any detection cost {cost:.3f} AP50 ({number:,} of "
@@ -257,7 +263,7 @@ def _rare_classes(analysis):
             "advice",
             f"{count(len(few), 'class has', 'classes have')} fewer than {_FEW_OBJECTS} objects to evaluate on: "
             f"{listed}.",
-            "Their AP says little; add images with them.",
+            "Their AP is unreliable: add images with these classes.",
             "classes",
         )
     ]
@@ -270,9 +276,9 @@ def _score_advice(analysis):
         found.append(
             Finding(
                 "good" if is_good else "advice",
-                f"The best threshold is {best.score:g}: it finds {best.recall:.0%} of the objects, and "
+                f"The best threshold is {decimal(best.score)}: it finds {best.recall:.0%} of the objects, and "
                 f"{best.precision:.0%} of its detections are right.",
-                f"Detect with `--score-threshold {best.score:g}`." if 0 <= best.score <= 1 else "",
+                f"Detect with `--score-threshold {decimal(best.score)}`." if 0 <= best.score <= 1 else "",
                 "scores",
             )
         )

@@ -13,7 +13,7 @@ _MEANINGS = {
     "both": "overlaps an object of another class by 0.1 to 0.5",
     "duplicate": "overlaps an object that a better detection has found",
     "background": "overlaps no object by more than 0.1",
-    "missed": "an object without a detection, not even of another class or a poor box",
+    "missed": "an object without any detection, not even one of another class or with an inexact position",
 }
 
 
@@ -22,7 +22,7 @@ def errors(analysis: Analysis, words: str) -> Section:
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
-        words: "boxes" or "masks", the type of detections that was analysed.
+        words: Name of the type of detections that was analysed, such as "boxes".
 
     Returns:
         The section of the page.
@@ -77,7 +77,8 @@ def confused(analysis: Analysis) -> Section:
         if table[i, j]
     ]
     intro = (
-        f"Detections with a score above {analysis.score:g} at an IoU of 0.5. Crowds and ignored objects are left out."
+        f"Detections with a score above {page.decimal(analysis.score)} at an IoU of 0.5. Crowds and ignored objects "
+        "are left out."
     )
     parts = []
     if cells:

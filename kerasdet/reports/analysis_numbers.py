@@ -59,7 +59,7 @@ def numbers(analysis: Analysis, words: str) -> Section:
 
     Args:
         analysis: Result of `kerasdet.analysis.analyze.analyze_cases`.
-        words: "boxes" or "masks", the type of detections that was analysed.
+        words: Name of the type of detections that was analysed, such as "boxes".
 
     Returns:
         The section of the page.
@@ -68,7 +68,7 @@ def numbers(analysis: Analysis, words: str) -> Section:
     columns = [Column("Number"), Column("Meaning"), Column("Value", "number"), Column("95 % interval", "number")]
     table = page.table(columns, rows, f"COCO's numbers for {words}", sortable=False)
     intro = (
-        "The interval says how much a number depends on the choice of images: it comes from evaluating resampled "
+        "The interval shows how much a number depends on the choice of images. It comes from evaluating resampled "
         "images (drawn with replacement)."
     )
     return Section("numbers", "COCO's numbers", [table], intro)

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from kerasdet.analysis import Analysis, analyze_cases, compare
+from kerasdet.data.annotations import TYPE_NAMES
 from kerasdet.data.dataset import Dataset
 from kerasdet.errors import UserError
-from kerasdet.evaluation.coco import Cases
+from kerasdet.evaluation.cases import Cases
 from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY
 from kerasdet.inference.predictor import Predictor
 from kerasdet.inference.preprocessing import KeepSize
-from kerasdet.models.detector import Detector
+from kerasdet.models.detector import is_detector
 from kerasdet.paths import prepare_file
 from kerasdet.reports import analysis_advice, analysis_curves, analysis_errors, analysis_images, fit, page
 from kerasdet.reports import analysis_numbers as sections
@@ -23,7 +24,7 @@ from kerasdet.reports.analysis_images import OpenPicture
 from kerasdet.reports.page import Column, Finding, Section, number
 from kerasdet.reports.splits import join_splits
 
-_WORDS = {"bbox": "boxes", "segm": "masks"}
+_ANALYSED = ("bbox", "segm")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Run:
 
     Args:
         name: Name or path of the model, to be shown on the page.
-        cases: Ground truth and detections of boxes, masks and keypoints, from `kerasdet.evaluation.coco.read_cases`.
+        cases: Ground truth and detections of boxes, masks and keypoints, from `kerasdet.evaluation.cases.read_cases`.
         seconds: Seconds that each image took; empty if the detections come from a file.
         model: The model. None if the detections come from a file.
         dataset: Dataset on which the model ran. None if the detections come from a file.
@@ -79,19 +80,21 @@ def analyze_run(
     by_type = {cases.iou_type: cases for cases in run.cases}
     others = {} if against is None else {cases.iou_type: cases for cases in against.cases}
     parts, found, content = [], [], {}
-    chosen = [name for name in _WORDS if name in by_type and (against is None or name in others)]
+    chosen = [name for name in _ANALYSED if name in by_type and (against is None or name in others)]
     for iou_type in chosen:
         cases = by_type[iou_type]
         analysis = analyze_cases(cases)
         other = None if against is None else analyze_cases(others[iou_type])
         result = None if other is None else compare(analysis, other)
         prefix = "" if iou_type == chosen[0] else f"{iou_type}-"
-        advice = analysis_advice.advise(analysis, _WORDS[iou_type], result, scales=_scales(run, cases))
-        found += [_moved(each, prefix, _WORDS[iou_type] if len(chosen) > 1 else "") for each in advice]
+        advice = analysis_advice.advise(analysis, TYPE_NAMES[iou_type], result, scales=_scales(run, cases))
+        found += [_moved(each, prefix, TYPE_NAMES[iou_type] if len(chosen) > 1 else "") for each in advice]
         made = _sections(run, against, analysis, other, result, cases, open_picture, names or {})
         parts += [
             dataclasses.replace(
-                each, id=prefix + each.id, title=f"{each.title} ({_WORDS[iou_type]})" if len(chosen) > 1 else each.title
+                each,
+                id=prefix + each.id,
+                title=f"{each.title} ({TYPE_NAMES[iou_type]})" if len(chosen) > 1 else each.title,
             )
             for each in made
         ]
@@ -116,7 +119,7 @@ def analyze_run(
 
 
 def _sections(run, against, analysis: Analysis, other, result, cases, open_picture, names):
-    words = _WORDS[cases.iou_type]
+    words = TYPE_NAMES[cases.iou_type]
     labels = {image_id: names.get(image_id, f"image {image_id}") for image_id in analysis.image_ids}
     made = [
         None if result is None else sections.comparison(result, analysis, other, against.name, _changed(run, against)),
@@ -125,7 +128,7 @@ def _sections(run, against, analysis: Analysis, other, result, cases, open_pictu
         analysis_images.images(analysis, cases, open_picture, labels, result),
         sections.numbers(analysis, words),
         sections.classes(analysis),
-        analysis_curves.scores(analysis, shlex.quote(run.name) if run.seconds else "MODEL"),
+        analysis_curves.scores(analysis, "MODEL" if run.model is None else shlex.quote(run.name)),
         analysis_curves.reliability(analysis),
     ]
     return [each for each in made if each is not None]
@@ -152,7 +155,7 @@ def _scales(run, cases):
 
 def _anchors(run):
     """Returns the section about the model's anchors, and its findings except those of level "good"."""
-    if not isinstance(run.model, Detector) or run.dataset is None:
+    if not is_detector(run.model) or run.dataset is None:
         return [], []
     section, found = fit.anchors(join_splits({"the evaluated images": run.dataset}), run.model, 0)
     return [] if section is None else [section], [each for each in found if each.level != "good"]
@@ -174,7 +177,7 @@ def _tiles(analysis, run):
         ("images", number(len(analysis.image_ids))),
         ("objects", number(int(analysis.positives[0].sum()))),
         ("detections", number(len(analysis.instances.scores))),
-        ("best threshold", "-" if best is None else f"{best.score:g}"),
+        ("best threshold", "-" if best is None else page.decimal(best.score)),
     ]
     if run.seconds:
         values.append(("median per image", f"{1000 * float(np.median(run.seconds)):.0f} ms"))

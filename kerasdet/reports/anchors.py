@@ -211,7 +211,7 @@ def suggest_anchors(anchors: AnchorGenerator, objects: Objects, size_divisor: in
 
 
 def suggest_ranges(matcher: FCOSMatcher, assigner: Assigner, objects: Objects) -> FCOSMatcher:
-    """Scales the regression ranges of FCOS by the factor that gives the largest number of objects a point.
+    """Scales the regression ranges of FCOS by the factor that gives points to the largest number of objects.
 
     Args:
         matcher: The current matcher.

@@ -66,8 +66,8 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
         "none": matches.total == 0,
     }
     intro = (
-        f"The matcher of {_article(assigner.stage)} gives an object every anchor that overlaps it by {threshold:g} or "
-        f"more. Run {where} of {data.training}."
+        f"The matcher of {_article(assigner.stage)} gives an object every anchor whose IoU with the object is "
+        f"{threshold:g} or more. It ran {where} of {data.training}."
     )
     parts = [
         page.tiles(
@@ -89,8 +89,8 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
             page.heading("Suggested anchors"),
             paragraph(
                 f"Fitted to the objects of {data.training}: {share((after >= threshold).sum(), len(objects))} of them "
-                f"overlap an anchor by {threshold:g} or more, now {share((~low).sum(), len(objects))}. The number of "
-                "anchors stays the same. Add these options to `kerasdet train`:"
+                f"have an IoU of {threshold:g} or more with an anchor, instead of {share((~low).sum(), len(objects))} "
+                "now. The number of anchors stays the same. Add these options to `kerasdet train`:"
             ),
             code(lines, "Options with the suggested anchors"),
         ]
@@ -107,10 +107,11 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
         found.append(
             Finding(
                 "advice",
-                f"{share(low.sum(), len(objects))} of the objects overlap no anchor by {threshold:g} or more at "
+                f"{share(low.sum(), len(objects))} of the objects have an IoU below {threshold:g} with every anchor at "
                 f"`SHORTEST_EDGE={shortest}`{_reason(objects, low, assigner)}"
                 f"{_most(objects, low, data.class_names)}.",
-                f"Use the suggested anchors, which leave {share((after < threshold).sum(), len(objects))}.",
+                "Use the suggested anchors, which reduce this share to "
+                f"{share((after < threshold).sum(), len(objects))}.",
                 "anchors",
             )
         )
@@ -128,7 +129,7 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
             Finding(
                 "good",
                 f"The anchors fit as well as any of their kind: {share((~low).sum(), len(objects))} of the objects "
-                f"overlap one by {threshold:g} or more.",
+                f"have an IoU of {threshold:g} or more with an anchor.",
                 "",
                 "anchors",
             )
@@ -148,7 +149,7 @@ def _points(data, assigner, model, sample, matches, where):
     used = (matches.levels > 0).sum(0)
     intro = (
         "FCOS learns an object from the points near its centre, on the level whose range holds the largest distance "
-        f"from the point to the sides of its box. Run {where} of {data.training}."
+        f"from the point to the sides of its box. The matcher ran {where} of {data.training}."
     )
     rows = [
         (level, f"{low:g}", "any" if high >= 1e7 else f"{high:g}", number(n), share(n, len(sample)))
@@ -176,8 +177,8 @@ def _points(data, assigner, model, sample, matches, where):
         parts += [
             page.heading("Suggested ranges"),
             paragraph(
-                f"With these ranges, {share(now_none, len(sample))} of the objects have no point, now "
-                f"{share(none, len(sample))}:"
+                f"With these ranges, {share(now_none, len(sample))} of the objects have no point, instead of "
+                f"{share(none, len(sample))} now:"
             ),
             code(
                 f'--set "FCOSMatcher.regress_ranges={_tuples(better.regress_ranges)}"',

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 import kerasdet
 from kerasdet.errors import UserError
 from kerasdet.files import replacing
@@ -26,11 +28,11 @@ LEVELS = {"problem": "Problem", "advice": "Advice", "good": "Good"}
 
 
 class Html(str):
-    """Marks a string as HTML, which is not escaped."""
+    """Marks a string as HTML, so that it is not escaped."""
 
 
 def check_suffix(path: str | os.PathLike) -> None:
-    """Checks that the name of a page to write does not end like a file of another kind.
+    """Checks that the path of a new page does not have the suffix of another kind of file.
 
     Args:
         path: Path of the page.
@@ -39,7 +41,7 @@ def check_suffix(path: str | os.PathLike) -> None:
         UserError: If the path has another suffix than .html or .htm.
     """
     if Path(path).suffix.lower() not in ("", ".html", ".htm"):
-        raise UserError(f"--out {path} is to hold an HTML page: expected a name that ends in .html. Change --out.")
+        raise UserError(f"--out {path} is not the name of an HTML page: expected a name that ends in .html. Change it.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def text(words: str) -> Html:
         words: Plain string.
 
     Returns:
-        HTML.
+        The HTML text.
 
     Example:
         >>> text("set `LR` < 1")
@@ -113,7 +115,7 @@ def paragraph(words: str) -> Html:
         words: Plain string.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     return Html(f"<p>{text(words)}</p>")
 
@@ -125,7 +127,7 @@ def heading(words: str) -> Html:
         words: Plain string.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     return Html(f"<h3>{text(words)}</h3>")
 
@@ -141,6 +143,22 @@ def number(value: float, digits: int = 0) -> str:
         The formatted string.
     """
     return f"{value:,.{digits}f}"
+
+
+def decimal(value: float) -> str:
+    """Formats a number with all its digits and without an exponent, so that it can be pasted into a command.
+
+    Args:
+        value: Number to format.
+
+    Returns:
+        The formatted string.
+
+    Example:
+        >>> decimal(0.12345671), decimal(1e-07), decimal(0.0)
+        ('0.12345671', '0.0000001', '0')
+    """
+    return np.format_float_positional(value, trim="-")
 
 
 def share(part: float, whole: float) -> str:
@@ -189,7 +207,7 @@ def tiles(values: Sequence[tuple[str, str]]) -> Html:
         values: Pairs of (label, value).
 
     Returns:
-        HTML.
+        The HTML text.
     """
     items = "".join(f"<div><dt>{text(label)}</dt><dd>{text(value)}</dd></div>" for label, value in values)
     return Html(f'<dl class="tiles">{items}</dl>')
@@ -202,7 +220,7 @@ def findings(found: Sequence[Finding]) -> Html:
         found: The findings.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     order = sorted(found, key=lambda finding: list(LEVELS).index(finding.level))
     items = []
@@ -237,7 +255,7 @@ def table(
         titled: Whether the caption is visible. Screen readers always read it.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     rows = list(rows)
     total, rows = total or len(rows), rows[:MAX_ROWS]
@@ -275,7 +293,7 @@ def figure(
         keys: Legend of the chart, pairs of (CSS colour, name).
 
     Returns:
-        HTML.
+        The HTML text.
     """
     drawn = "".join(
         f'<div class="chart {width}">{_svg(chart.svg(width), f"{title}. {chart.description}")}</div>'
@@ -295,7 +313,7 @@ def code(lines: str, label: str) -> Html:
         label: Name of the block for screen readers.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     return Html(
         f'<div class="code"><pre tabindex="0" aria-label="{html.escape(label)}"><code>{html.escape(lines)}</code></pre>'
@@ -311,7 +329,7 @@ def image(uri: str, alternative: str) -> Html:
         alternative: Alternative text that describes the image.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     return Html(f'<img src="{uri}" alt="{html.escape(alternative)}">')
 
@@ -334,7 +352,7 @@ def gallery(
         wide: Whether a picture takes the whole width.
 
     Returns:
-        HTML.
+        The HTML text.
     """
     items = "".join(
         f"<li{_tagged(tags, i)}><figure>{picture}<figcaption>{text(words)}</figcaption></figure></li>"
@@ -371,14 +389,14 @@ def legend(entries: Sequence[tuple[str, str]]) -> Html:
         entries: Pairs of (CSS colour, name).
 
     Returns:
-        HTML.
+        The HTML text.
     """
     items = "".join(f'<li><span style="background:{colour}"></span>{text(name)}</li>' for colour, name in entries)
     return Html(f'<ul class="legend">{items}</ul>')
 
 
 def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Writes a page.
+    """Writes a self-contained HTML page.
 
     Args:
         out: Path of the HTML file.
@@ -426,7 +444,7 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
 </html>
 """
     with replacing(Path(out)) as partial:
-        partial.write_text(content, encoding="utf-8")
+        partial.write_text(content, encoding="utf-8", errors="replace")  # a name of a file may not be UTF-8
 
 
 _numbers = itertools.count()

@@ -7,13 +7,14 @@ import types
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from kerasdet import visualize
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.pipeline import Transform, training_batches
 from kerasdet.data.records import Record
-from kerasdet.ops.masks import paste_masks
+from kerasdet.data.transforms import objects
 
 SAMPLE_EDGE = 440  # longer side of a sample, in pixels
 MAX_NAMES = 8  # a sample with more objects shows no names, which would hide the objects
@@ -74,7 +75,7 @@ def samples(dataset: Dataset, transforms: Sequence[Transform], count: int, seed:
         seed: Seed of the choice of images and of the transforms.
 
     Yields:
-        The samples.
+        One `Sample` per drawn image.
     """
     records = _choose(dataset, count, seed)
     if not records:
@@ -106,15 +107,16 @@ def _draw(example, real, dataset):
     size = max(round(height * factor), 1), max(round(width * factor), 1)
     image = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
     scale = np.array(size) / (height, width)
-    boxes = example["boxes"][real] * np.tile(scale, 2)
-    class_ids = example["class_ids"][real]
-    masks = keypoints = None
-    if "masks" in example:
-        masks = paste_masks(example["masks"][real].astype(np.float32) / 255, boxes.astype(np.float32), *size).numpy()
-    if "keypoints" in example:
-        keypoints = example["keypoints"][real] * np.append(scale, 1)
+    example = objects.scale(objects.select(example, real), tf.constant(scale, tf.float32))
+    class_ids = example["class_ids"].numpy()
     named = len(class_ids) <= MAX_NAMES and dataset.num_classes > 1
     names = [dataset.class_names[k] for k in class_ids] if named else None
     return visualize.draw_boxes(
-        image, boxes, names, class_ids=class_ids, masks=masks, keypoints=keypoints, skeleton=dataset.skeleton
+        image,
+        example["boxes"],
+        names,
+        class_ids=class_ids,
+        masks=objects.full_masks(example, *size),
+        keypoints=example.get("keypoints"),
+        skeleton=dataset.skeleton,
     )

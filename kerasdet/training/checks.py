@@ -18,7 +18,7 @@ from kerasdet.errors import UserError
 from kerasdet.evaluation import check_ground_truth, match_dataset
 from kerasdet.keras_compat import inner_optimizer
 from kerasdet.models.batch import equal_parts
-from kerasdet.models.detector import Detector
+from kerasdet.models.detector import is_detector
 from kerasdet.ops.distribute import all_gather_object
 from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.options import Checkpointing, StepOptions, Validation
@@ -95,7 +95,7 @@ def check_parts(
         UserError: If a part is of another kind.
     """
     dataset = ("a dataset", 'open_dataset("data", "train")')
-    check_object("train.model", model, isinstance(model, Detector), "a detector", 'kerasdet.load("runs/first")')
+    check_object("train.model", model, is_detector(model), "a detector", 'kerasdet.load("runs/first")')
     check_object("train.data", data, hasattr(data, "records"), *dataset)
     is_optimizer = isinstance(optimizer, keras.optimizers.Optimizer)
     check_object("train.optimizer", optimizer, is_optimizer, "a Keras optimizer", "kerasdet.training.SGD(0.01)")
@@ -131,7 +131,7 @@ def check_classes(model: keras.Model, data: Any) -> None:
 
 
 def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> None:
-    """Warns if training resizes images to very different sizes than detection does.
+    """Warns if training resizes images to very different sizes than detection does, or shapes them otherwise.
 
     Args:
         model: Detector.
@@ -150,6 +150,14 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
                 f"{low} to {high}" if low < high else low,
                 rule.shortest,
             )
+        kinds = [
+            "stretches images to a square"
+            if getattr(part, "rounding", None) == "square"
+            else "keeps the aspect ratio of images"
+            for part in (transform, rule)
+        ]
+        if kinds[0] != kinds[1]:
+            log.warning("Training %s, but detection %s: set ResizeShortestEdge.rounding as in Preprocessing.", *kinds)
 
 
 def warn_of_units(model: keras.Model) -> None:

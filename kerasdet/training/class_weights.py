@@ -45,7 +45,7 @@ def class_weights(model: keras.Model, origin: str) -> ClassWeights | None:
 
 
 def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: ClassWeights) -> None:
-    """Copies the old weights of classes whose names the old model has, too, and logs the names.
+    """Copies the weights of classes that the old model also has, matched by name, and logs the names.
 
     Other classes keep the current weights of the model: random weights, or the weights of another class if the number
     of classes did not change. In models with background, the weights of the background are copied as well.

@@ -20,6 +20,6 @@ def fingerprint(data: Any) -> str:
     checksum = zlib.crc32("\n".join(map(str, data.class_names)).encode())
     for record in data.records:
         checksum = zlib.crc32(f"{record.image_id} {Path(record.path).name}".encode(), checksum)
-        for values in (record.boxes, record.class_ids, record.is_crowd):
-            checksum = zlib.crc32(values.tobytes(), checksum)
+        for values in (record.boxes, record.class_ids, record.is_crowd, record.extra_values):
+            checksum = zlib.crc32(b"" if values is None else values.tobytes(), checksum)
     return f"{len(data.records)} images of {data.num_classes} classes (checksum {checksum:08x})"

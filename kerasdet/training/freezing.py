@@ -18,9 +18,9 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
 
     Args:
         model: Detector.
-        patterns: Each is the name of a part of the model, such as "backbone" or "rpn", or ``PART/PATTERN``, where the
-            pattern is matched against the names of layers in the part as by `fnmatch`: "backbone/stem",
-            "backbone/c2_*".
+        patterns: What to freeze. An entry is the name of a part of the model, such as "backbone" or "rpn"; or
+            ``PART/PATTERN`` for the layers of a part whose names match a pattern of `fnmatch`, such as "backbone/stem"
+            and "backbone/c2_*".
 
     Raises:
         UserError: If a pattern matches nothing, or no layer is left to train.
@@ -91,7 +91,7 @@ def _matches_one(model, pattern):
     if not path:
         return [parts[name]]
     inner = flatten_layers(parts[name], include_self=False)
-    found = [layer for layer in inner if layer.path and fnmatch.fnmatchcase(layer.path, f"*/{path}")]
+    found = [layer for layer in inner if layer.path and fnmatch.fnmatchcase(f"/{layer.path}", f"*/{path}")]
     if not found:
         raise UserError(
             f"freeze has {pattern!r}, which matches no layer of {name}: call model.{name}.summary() to see the names."

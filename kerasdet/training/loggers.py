@@ -90,7 +90,7 @@ class RunLogger(keras.callbacks.Callback):
         Returns:
             The id of the run.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define start.")
+        raise NotImplementedError(f"{type(self).__name__} does not define start: define this method.")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Logs losses and metrics.
@@ -99,7 +99,7 @@ class RunLogger(keras.callbacks.Callback):
             step: Number of completed training steps.
             values: Finite values by name.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define log.")
+        raise NotImplementedError(f"{type(self).__name__} does not define log: define this method.")
 
     def log_picture(self, step: int, path: Path) -> None:
         """Logs a picture.
@@ -108,7 +108,7 @@ class RunLogger(keras.callbacks.Callback):
             step: Number of completed training steps.
             path: Path of an image file.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define log_picture.")
+        raise NotImplementedError(f"{type(self).__name__} does not define log_picture: define this method.")
 
     def log_file(self, path: Path) -> None:
         """Copies a file of the run to the service.
@@ -116,11 +116,11 @@ class RunLogger(keras.callbacks.Callback):
         Args:
             path: Path of the file.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define log_file.")
+        raise NotImplementedError(f"{type(self).__name__} does not define log_file: define this method.")
 
     def finish(self) -> None:
         """Marks the run as finished at the service, after training has ended."""
-        raise NotImplementedError(f"{type(self).__name__} does not define finish.")
+        raise NotImplementedError(f"{type(self).__name__} does not define finish: define this method.")
 
     def _settings(self) -> dict[str, Any]:
         return {name: self.params[name] for name in ("model", "steps", "batch_size", "out_dir")}
@@ -262,9 +262,8 @@ class WandbLogger(RunLogger):
             resume="allow",
             config=self._settings(),
         )
-        self._run.define_metric(
-            "*", step_metric="step"
-        )  # a resumed run may repeat steps; wandb's own step counter does not accept these
+        # A resumed run may repeat steps; wandb's own step counter does not accept these
+        self._run.define_metric("*", step_metric="step")
         return self._run.id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

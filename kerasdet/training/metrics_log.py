@@ -100,13 +100,11 @@ class ThroughputLogger:
         self.count += 1
         if step % self.every and step != self.steps:
             return
-        values = {
-            name: float(value) for name, value in logs.items()
-        }  # waits for the device, so it comes before reading the clock
+        # Waits for the device, so it comes before reading the clock
+        values = {name: float(value) for name, value in logs.items()}
         seconds = time.perf_counter() - self.start
-        values["learning_rate"] = float(
-            tf.convert_to_tensor(self.model.optimizer.learning_rate)
-        )  # learning rate of the next step
+        # Learning rate of the next step
+        values["learning_rate"] = float(tf.convert_to_tensor(self.model.optimizer.learning_rate))
         values["images_per_second"] = self.count * self.batch_size / seconds
         values["data_wait"] = (self.model.data_wait - self.wait_before) / self.count  # seconds per step
         self.run_log.write(step, values)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -233,15 +234,20 @@ def open_model(path: Path) -> keras.Model:
     Returns:
         The Keras model.
     """
-    model = keras.models.load_model(path)
+    patterns = []
     with contextlib.suppress(KeyError):  # a file without a state is not a checkpoint
-        # Keras restores an optimizer only if the model has the same trained weights as when it was saved.
-        if patterns := _read_state(path)["freeze"]:
-            freeze_layers(model, patterns)
-            inner = inner_optimizer(model.optimizer)
-            model.compile(optimizer=type(inner).from_config(inner.get_config()))
-            model.build_optimizer()
-            model.load_weights(path)
+        patterns = _read_state(path)["freeze"]
+    # Keras restores an optimizer only if the model has the same trained weights as when it was saved.
+    with warnings.catch_warnings():
+        if patterns:
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+        model = keras.models.load_model(path)
+    if patterns:
+        freeze_layers(model, patterns)
+        inner = inner_optimizer(model.optimizer)
+        model.compile(optimizer=type(inner).from_config(inner.get_config()))
+        model.build_optimizer()
+        model.load_weights(path)
     use_averages(model)
     return model
 
@@ -257,7 +263,7 @@ def _read_undamaged(path):
         with zipfile.ZipFile(path) as archive:
             missing = {_STATE, *_KERAS_FILES} - {*archive.namelist()}
             if damaged := min(missing, default=None) or archive.testzip():
-                raise zipfile.BadZipFile(f"{damaged} in it is {'missing' if missing else 'not as it was written'}")
+                raise zipfile.BadZipFile(f"its entry {damaged} is {'missing' if missing else 'not as it was written'}")
             return json.loads(archive.read(_STATE))
     except PermissionError:
         raise

@@ -71,7 +71,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup = warmup
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-        """Computes the learning rate of a training step, a scalar."""
+        """Returns the learning rate of the training step `step`, counted from 0, as a scalar tensor."""
         step = ops.cast(step, "float64")
         lr = self.base_lr * _warmup_scale(step, self.warmup_steps, self.warmup_factor, self.warmup)
         for milestone in self.milestones:
@@ -129,7 +129,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.final_lr = final_lr
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-        """Computes the learning rate of a training step, a scalar."""
+        """Returns the learning rate of the training step `step`, counted from 0, as a scalar tensor."""
         step = ops.cast(step, "float64")
         progress = ops.minimum(step / self.total_steps, ops.ones_like(step))
         cosine = 0.5 * (1.0 + ops.cos(math.pi * progress))
@@ -191,7 +191,7 @@ class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.final_lr = final_lr
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-        """Computes the learning rate of a training step, a scalar."""
+        """Returns the learning rate of the training step `step`, counted from 0, as a scalar tensor."""
         step = ops.cast(step, "float64")
         start = self.total_steps // 2 if self.flat_steps is None else self.flat_steps
         final_lr = self.base_lr / 20 if self.final_lr is None else self.final_lr

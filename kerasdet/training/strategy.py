@@ -113,7 +113,7 @@ def _addresses(text):
         jobs = {name: cluster[name] for name in ("chief", "worker") if name in cluster}
         job, index = jobs[task["type"]], int(task["index"])
     except (TypeError, AttributeError, KeyError, ValueError):
-        raise _bad_tf_config(text, "lacks a cluster, or a task of it") from None
+        raise _bad_tf_config(text, "lacks a cluster, or a task that is in the cluster") from None
     if not all(isinstance(addresses, list) and addresses for addresses in jobs.values()):
         raise _bad_tf_config(text, "does not list the workers")
     workers = [address for addresses in jobs.values() for address in addresses]
@@ -121,7 +121,7 @@ def _addresses(text):
         raise _bad_tf_config(text, f"has {wrong[0]!r} instead of host:port of a worker")
     if not 0 <= index < len(job):
         raise _bad_tf_config(
-            text, f"has the task index {index}; expected 0 to {len(job) - 1}, because its cluster lists {len(job)}"
+            text, f"has the task index {index}; expected 0 to {len(job) - 1}, the index of an address in the cluster"
         )
     return job[index], workers
 

@@ -2,12 +2,10 @@
 
 import contextlib
 import logging
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 
 from kerasdet.arguments import check_seed
 from kerasdet.data.coco import CocoDataset
@@ -127,7 +125,6 @@ def train(
         checkpointing=checkpointing,
         step_options=step_options,
     )
-    strategy = model.distribute_strategy
     validation = checks.match_validation(model, data, validation)
     check_callbacks(callbacks)
     checks.check_arguments(
@@ -140,9 +137,8 @@ def train(
         step_options=step_options,
         log_every=log_every,
     )
-    if not checkpoints(
-        out_dir / "checkpoints"
-    ):  # a resumed run has passed this check before, and its weights are not random
+    if not checkpoints(out_dir / "checkpoints"):
+        # a resumed run has passed this check before, and its weights are not random
         check_frozen_layers(model, freeze)
         if model.pretrained_classes is not None:
             keep_shared_classes(model, data.class_names, model.pretrained_classes)
@@ -151,14 +147,9 @@ def train(
     checks.warn_of_threshold(model, validation)
     checks.warn_of_same_data(data, validation)
     checks.warn_of_schedule(optimizer, steps)
-    _take_names(model, data)
-    freeze_layers(model, freeze)
-    model.micro_batches = step_options.micro_batches
-    model.xla = step_options.jit_compile
-    model.compile(optimizer=optimizer)
-    model.build_optimizer()
+    _prepare(model, data, optimizer, freeze, step_options)
 
-    rank, _ = worker_rank(strategy)
+    rank, _ = worker_rank(model.distribute_strategy)
     if rank == 0:
         for folder in (out_dir, out_dir / "checkpoints", out_dir / "tensorboard"):
             make_folder(folder, "OUT_DIR (Python: out_dir=)")
@@ -170,15 +161,15 @@ def train(
         shared = {"data": data, "steps": steps, "batch_size": batch_size, "log_every": log_every, "seed": seed}
         options = {"validation": validation, "checkpointing": checkpointing, "step_options": step_options}
         options["sampler"] = sampler
-        checks.check_same_on_all_workers(strategy, completed_steps, out_dir, shared, options)
+        checks.check_same_on_all_workers(model.distribute_strategy, completed_steps, out_dir, shared, options)
         run_log = RunLog(out_dir, completed_steps, writes=rank == 0)
-        epoch = min(checkpointing.steps_per_epoch or -(-len(data.records) // batch_size), steps)
         validator = None
         if validation is not None:
             validator = Validator(model, validation, run_log, out_dir / "best.keras" if rank == 0 else None)
         if not _is_finished(out_dir, completed_steps, steps, validator, changes) and rank == 0 and config is not None:
             with replacing(out_dir / "config.gin") as partial:
                 partial.write_text(config, encoding="utf-8")
+        epoch = min(checkpointing.steps_per_epoch or -(-len(data.records) // batch_size), steps)
         validate_every = epoch * validation.every if validation is not None else steps
         run_callbacks = RunCallbacks(
             callbacks,
@@ -203,9 +194,8 @@ def train(
             completed_steps=completed_steps,
             completed_images=completed_images,
         )
-
-        def batches(input_context=None):
-            return training_batches(
+        loop.fit(
+            lambda input_context=None: training_batches(
                 data,
                 batch_size,
                 transforms,
@@ -216,17 +206,20 @@ def train(
                 pad_to=step_options.pad_to,
                 max_boxes=step_options.max_boxes,
             )
-
-        try:
-            loop.fit(batches)
-        except tf.errors.InvalidArgumentError as error:
-            message = str(error)
-            if "is not finite at iteration" not in message:
-                raise
-            raise FloatingPointError(_assertion_text(message)) from None
+        )
         use_averages(model)
         run_callbacks.end()
     return model
+
+
+def _prepare(model, data, optimizer, freeze, step_options):
+    """Sets the names, the frozen layers and the step of the model, and compiles it."""
+    _take_names(model, data)
+    freeze_layers(model, freeze)
+    model.micro_batches = step_options.micro_batches
+    model.xla = step_options.jit_compile
+    model.compile(optimizer=optimizer)
+    model.build_optimizer()
 
 
 def _take_names(model, data):
@@ -258,9 +251,3 @@ def _is_finished(out_dir, completed_steps, steps, validator, changes):
         )
     log.info("The run in %s is finished: %s. To train on, %s.", out_dir, reason, remedy)
     return True
-
-
-def _assertion_text(message):
-    """Converts the message of a failed TensorFlow assertion, a list of bracketed values, to a sentence."""
-    facts = re.search(r"assertion failed: (.*)", message).group(1)
-    return " ".join(re.findall(r"\[([^\[\]]*(?:\[[^\[\]]*\])?[^\[\]]*)\]", facts)) or facts

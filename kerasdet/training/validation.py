@@ -77,9 +77,8 @@ class Validator:
                     Image.fromarray(picture).save(partial, "PNG")
                 if self._score(values) > max(before, default=-math.inf):
                     save_model(self.model, self.best)
-            self.run_log.write(
-                step, values
-            )  # last, because a resumed run does not repeat evaluations that are in the log
+            # Last, because a resumed run does not repeat evaluations that are in the log
+            self.run_log.write(step, values)
         gc.collect()  # the graphs of the data pipelines refer to themselves, and Python may let 100 MiB of them wait
         if self.best is not None:
             shown = list(dict.fromkeys([self.monitor, *values]))[:3]

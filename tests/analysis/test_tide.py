@@ -9,7 +9,7 @@ from evaluation.random_cases import random_case
 
 from kerasdet.analysis import collect, tide
 from kerasdet.analysis.tide import ERRORS, RIGHT
-from kerasdet.evaluation.coco import read_cases
+from kerasdet.evaluation.cases import read_cases
 
 ANSWERS = json.loads((Path(__file__).parent / "data" / "tide.json").read_text())
 

@@ -211,7 +211,7 @@ def run(count, seed, folder):
             state = read(path)
         except UserError as error:
             assert str(error).startswith(f"{path}: "), (name, error)
-            outcomes["damaged" if ": is damaged (" in str(error) else "refused"] += 1
+            outcomes["damaged" if ": the file is damaged (" in str(error) else "refused"] += 1
             assert "MemoryError" not in str(error), (name, error)
         else:
             assert state and all(type(array) is np.ndarray and not array.dtype.hasobject for array in state.values())

@@ -117,3 +117,9 @@ def relative(value, expected):
     value, expected = np.asarray(value), np.asarray(expected)
     assert value.shape == expected.shape
     return np.abs(value - expected).max() / np.abs(expected).max()
+
+
+def partners(found, expected):
+    """Returns for each expected detection the found one of its class whose box is nearest."""
+    distance = np.abs(found["boxes"][None] - expected["boxes"][:, None]).max(-1)
+    return (distance + (found["labels"][None] != expected["labels"][:, None]) * 1e3).argmin(1)

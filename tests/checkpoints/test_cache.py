@@ -25,6 +25,7 @@ from kerasdet import cli
 from kerasdet.checkpoints import SOURCES, cache, to_model, zoo
 from kerasdet.checkpoints import download as download_module
 from kerasdet.errors import UserError
+from kerasdet.keras_compat import flatten_layers
 from kerasdet.loading import backbone_weights, load_detector, pretrained, require_model
 from kerasdet.paths import cache_home
 
@@ -56,7 +57,7 @@ def no_conversion(monkeypatch):
         with cache.replacing(out) as partial:
             partial.write_bytes(file.read_bytes())
 
-    monkeypatch.setattr(cache, "_convert", convert)
+    monkeypatch.setattr(cache, "convert", convert)
 
 
 def folder_of(name):
@@ -103,8 +104,12 @@ def test_backbone_weights_come_by_name(server):
     backbone_weights(receiver, BACKBONE)
     state = standins.state(BACKBONE)
     np.testing.assert_array_equal(receiver.backbone.variables[0], state["stem.conv1.weight"].transpose(2, 3, 1, 0))
-    with pytest.raises(UserError, match=rf"{BACKBONE} contains a ResNet, not a detector"):
+
+
+def test_backbone_is_no_detector_and_is_not_fetched(server):
+    with pytest.raises(UserError, match=rf"{BACKBONE} is a backbone, not a detector: choose a detector"):
         load_detector(BACKBONE)
+    assert not server.requests
 
 
 def test_conversion_ignores_the_strategy_the_policy_and_the_seeds_of_its_caller(server):
@@ -119,7 +124,7 @@ def test_conversion_ignores_the_strategy_the_policy_and_the_seeds_of_its_caller(
     random.seed(5)
     assert found == random.random()
     model = kerasdet.load(BACKBONE)
-    assert {layer.dtype_policy.name for layer in model._flatten_layers()} == {"float32"}
+    assert {layer.dtype_policy.name for layer in flatten_layers(model)} == {"float32"}
 
 
 def test_existing_folder_wins_over_a_name(server, tmp_path, monkeypatch):
@@ -165,6 +170,12 @@ def test_no_network_is_said_with_the_name_and_the_ways_out(server, tmp_path):
     )
 
 
+def test_name_is_exported_into_a_folder_that_exists(server, tmp_path, capsys):
+    server.close()
+    assert cli.main(["export", RETINANET, str(tmp_path), "--serving"]) == 2
+    assert f"{RETINANET} is not in the cache" in capsys.readouterr().err
+
+
 def test_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("KERASDET_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -183,22 +194,44 @@ def test_wrong_hash_leaves_no_model(server, tmp_path):
     name = next(path for path in server.files if path.endswith(".pth"))
     server.files[name] = b"<html>Please log in</html>"
     assert re.search(
-        r"has 26 bytes with the SHA256 \w{12}\.\.\., expected \w{8}\.\.\.: the file was damaged", error_of(RETINANET)
+        r"the SHA256 of its 26 bytes begins with \w{12}; expected \w{8}\. The file was damaged", error_of(RETINANET)
     )
     assert not [file for file in files_below(tmp_path / "home") if not file.endswith((".lock", ".json"))]
 
 
 def test_file_that_the_disk_damaged_is_fetched_again(server, no_conversion):
     data = (folder_of(RETINANET) / "model.keras").read_bytes()
-    cache._file(zoo.ZOO[RETINANET]).write_bytes(data[:-1] + b"x")
+    cache.published_file(zoo.ZOO[RETINANET]).write_bytes(data[:-1] + b"x")
     (folder_of(RETINANET) / "model.keras").unlink()
     assert (folder_of(RETINANET) / "model.keras").read_bytes() == data
     assert len(server.requests) == 2
 
 
+def test_model_that_the_disk_damaged_is_converted_again(server):
+    expected = tiny.weights(kerasdet.load(BACKBONE))
+    file = folder_of(BACKBONE) / "model.keras"
+    data = file.read_bytes()
+    middle = len(data) // 2
+    for damaged in (data[:middle], data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]):
+        file.write_bytes(damaged)
+        for ours, theirs in zip(tiny.weights(kerasdet.load(BACKBONE)), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(server.requests) == 1
+
+
+def test_other_file_without_a_published_hash_does_not_stay(server):
+    """The login page of a network must not be taken for the file for ever."""
+    data = server.files["download.example/R-50.pkl"]
+    server.files["download.example/R-50.pkl"] = b"<html>Please log in</html>"
+    text = error_of(BACKBONE)
+    assert "/download.example/R-50.pkl was removed from the cache. " in text and "is a web page" in text
+    server.files["download.example/R-50.pkl"] = data
+    assert folder_of(BACKBONE)
+
+
 def test_first_hash_of_a_file_without_a_published_one_is_remembered(server, no_conversion):
     folder = folder_of(BACKBONE)
-    cache._file(zoo.ZOO[BACKBONE]).unlink()
+    cache.published_file(zoo.ZOO[BACKBONE]).unlink()
     (folder / "model.keras").unlink()
     server.files["download.example/R-50.pkl"] += b"x"
     assert "R-50.pkl has" in error_of(BACKBONE)
@@ -212,13 +245,13 @@ def test_file_of_another_model_is_not_taken(server, monkeypatch):
 
 def test_changed_source_is_converted_anew_without_a_download(server, monkeypatch, no_conversion):
     first = folder_of(BACKBONE)
-    monkeypatch.setitem(SOURCES, BACKBONE, dataclasses.replace(SOURCES[BACKBONE], model={"x": 1}))
+    monkeypatch.setitem(SOURCES, BACKBONE, dataclasses.replace(SOURCES[BACKBONE], names={"x": "y"}))
     assert folder_of(BACKBONE) != first
     assert len(server.requests) == 1
 
 
 def test_disk_that_fills_up_during_the_conversion_leaves_no_model(server, tmp_path):
-    cache._fetch(zoo.ZOO[BACKBONE])
+    cache.fetch(zoo.ZOO[BACKBONE])
     with tiny.disk(100_000):
         assert "model.keras cannot be written: File too large." in error_of(BACKBONE)
     assert files_below(tmp_path / "home" / "models") == [f"{BACKBONE}/.lock"]
@@ -248,7 +281,7 @@ def test_killed_process_releases_the_others(server, no_conversion, published):
     if not (child := os.fork()):
         folder_of(BACKBONE)
         os._exit(0)
-    partial = cache._file(zoo.ZOO[BACKBONE]).with_name("R-50.pkl.partial")
+    partial = cache.published_file(zoo.ZOO[BACKBONE]).with_name("R-50.pkl.partial")
     wait_until(lambda: partial.exists() and partial.stat().st_size == 1000)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

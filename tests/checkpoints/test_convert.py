@@ -15,6 +15,7 @@ import kerasdet
 from kerasdet import cli
 from kerasdet.checkpoints import SOURCES, to_model
 from kerasdet.checkpoints.state_dict import StateDict
+from kerasdet.keras_compat import flatten_layers
 from kerasdet.layers.norm import BatchNorm
 
 TORCHVISION, TORCHVISION_SOURCE = "torchvision_retinanet_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"
@@ -67,14 +68,14 @@ def test_values_that_are_not_finite_raise(state, value):
         (
             "backbone.body.conv1.weight",
             lambda value: value.astype(np.int8),
-            "holds int8 values, like quantised weights",
+            "holds int8 values, as quantised weights do",
         ),
         ("backbone.body.bn1.running_var", lambda value: -value, "is a variance and has the value -"),
         ("backbone.fpn.inner_blocks.0.0.weight", np.zeros_like, "is zero everywhere: expected trained weights"),
     ],
 )
 def test_values_that_no_training_leaves_raise(state, name, change, text):
-    assert f"The checkpoint's {name} {text}" in message({**state, name: change(state[name])})
+    assert f"The checkpoint's tensor {name} {text}" in message({**state, name: change(state[name])})
 
 
 def test_tensors_that_do_not_fit_are_named_in_one_line(state):
@@ -84,8 +85,8 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(state):
     assert message(state) == (
         f"The checkpoint does not fit {TORCHVISION_SOURCE}: missing: backbone.body.layer2.0.conv1.weight; "
         "unexpected: backbone.body.layer9.0.conv1.weight; "
-        "of another shape: head.regression_head.conv.1.0.bias (7,) (expected (256,)). Pass the --source "
-        "(Python: source=) that the file was trained with."
+        "of another shape: head.regression_head.conv.1.0.bias (7,) (expected (256,)). Pass the model of "
+        "the file with --source (Python: source=)."
     )
 
 
@@ -208,7 +209,7 @@ def test_num_classes_below_one_raises(state, num_classes):
 def test_norm_epsilon_replaces_the_published_one(state, argument, expected):
     """The published files of torchvision's v1 detectors have an epsilon of 0."""
     backbone = to_model(state, TORCHVISION_SOURCE, norm_epsilon=argument).backbone
-    assert {norm.epsilon for norm in backbone._flatten_layers() if isinstance(norm, BatchNorm)} == {expected}
+    assert {norm.epsilon for norm in flatten_layers(backbone) if isinstance(norm, BatchNorm)} == {expected}
 
 
 # Command line

@@ -106,6 +106,12 @@ def test_cut_chunked_transfer_is_resumed(server, path):
     assert server.ranges_asked() == [None, "bytes=700000-"]
 
 
+def test_wrong_length_does_not_download_for_ever(server, path):
+    server.excess = 7
+    text = message(server, path)
+    assert "4 tries failed" in text and len(server.requests) <= 8
+
+
 def test_stalled_connection_is_resumed(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.2)
     server.stalls = [900_000]
@@ -117,7 +123,7 @@ def test_stalled_connection_is_resumed(server, path, monkeypatch):
 def test_endless_cuts_end_with_a_message_and_a_later_call_goes_on(server, path):
     server.cuts = [1000] * 4
     text = message(server, path)
-    assert "failed (4,000 of 3,000,000 bytes received) in 4 tries, after 4,000 bytes" in text
+    assert "failed (4,000 of 3,000,000 bytes received); 4 tries failed, and 4,000 bytes are on the disk." in text
     fetch(server, path)
     assert_complete(path)
     assert server.ranges_asked()[-1] == "bytes=4000-"
@@ -205,9 +211,9 @@ def test_endless_redirects_raise(server, path):
 
 
 def test_user_and_password_are_sent_to_their_host_only(server, path):
-    server.credentials = "ann:s3/cret"
+    server.credentials = "ann:s3/cr@et"
     assert "answers 401 (Unauthorized). Set KERASDET_MIRROR with a user and a password" in message(server, path)
-    url = f"{server.url}/models/a.pth".replace("//", "//ann:s3%2Fcret@")
+    url = f"{server.url}/models/a.pth".replace("//", "//ann:s3%2Fcr@et@")
     with serving() as other:
         other.files["b.pth"] = DATA
         server.redirects["models/a.pth"] = f"{other.url}/b.pth"
@@ -226,14 +232,19 @@ def test_user_and_password_are_sent_to_their_host_only(server, path):
 
 def test_wrong_hash_names_both_and_leaves_nothing(server, path):
     text = message(server, path, ("sha256", "0badc0de"))
-    assert f"has 3,000,000 bytes with the SHA256 {SHA[1]}" in text and "expected 0badc0de..." in text
+    assert f"the SHA256 of its 3,000,000 bytes begins with {SHA[1]}" in text and "expected 0badc0de." in text
     assert not path.with_name("a.pth.partial").exists()
 
 
 def test_missing_file_raises_at_once(server, path):
     server.files.clear()
-    assert "answers 404 (Not Found). The mirror does not have the file: add the file" in message(server, path)
+    assert "answers 404 (Not Found). The server does not have the file: add it to" in message(server, path)
     assert len(server.requests) == 1
+
+
+def test_code_without_a_reason_raises_its_message(server, path):
+    server.statuses = [(403, "")]
+    assert "answers 403. Set KERASDET_MIRROR" in message(server, path)
 
 
 def test_busy_server_is_asked_again(server, path):
@@ -244,13 +255,16 @@ def test_busy_server_is_asked_again(server, path):
 
 def test_server_that_stays_busy_raises(server, path):
     server.statuses = [503] * 4
-    assert "answers 503 (Service Unavailable) in 4 tries, after 0 bytes. Connect" in message(server, path)
+    assert "answers 503 (Service Unavailable); 4 tries failed, and 0 bytes are on the disk. Connect" in message(
+        server, path
+    )
 
 
 def test_silent_server_raises(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
     server.stalls = [0] * 4
-    assert "cannot be reached (no data received for 0.1 s) in 4 tries, after 0 bytes." in message(server, path)
+    text = message(server, path)
+    assert "cannot be reached (no data received for 0.1 s); 4 tries failed, and 0 bytes are on the disk." in text
 
 
 def test_unreachable_server_raises_at_once(path):
@@ -263,7 +277,16 @@ def test_unreachable_server_raises_at_once(path):
             download(f"http://127.0.0.1:{port}/a.pth", path)
 
 
-@pytest.mark.parametrize("url", ["gopher://a/b.pth", "http://127.0.0.1:port/b.pth", "http:///b.pth"])
+@pytest.mark.parametrize("name", ["models/a b/ü.pth", "models/a%20b/%C3%BC.pth"])
+def test_letters_of_a_path_are_encoded_once(server, path, name):
+    server.files["models/a%20b/%C3%BC.pth"] = DATA
+    download(f"{server.url}/{name}", path, SHA)
+    assert_complete(path)
+
+
+@pytest.mark.parametrize(
+    "url", ["gopher://a/b.pth", "http://127.0.0.1:port/b.pth", "http:///b.pth", "http://[::1/b.pth"]
+)
 def test_address_that_is_none_raises(path, url):
     with pytest.raises(UserError, match=r"b\.pth cannot be reached \(.+\)\. Connect"):
         download(url, path)

@@ -156,17 +156,11 @@ def test_detections_match_one_to_one(case):
     assert len(found["scores"]) == len(expected["scores"])
     assert golden.matched(found, expected, pixels=0.05, score=1e-4) == len(expected["scores"])
     if "mask_probs" in result:
-        partner = partners(found, expected)
+        partner = golden.partners(found, expected)
         boxes, probs = result["boxes"][0], result["mask_probs"][0]
         pasted = ops.paste_masks(probs, boxes, HEIGHT, WIDTH, case.model.mask_convention).numpy()[partner]
         np.testing.assert_allclose(pasted.sum((1, 2)), case.golden["detections_mask_area"], rtol=0.01)
         assert (pasted[:5] != case.golden["detections_masks_first5"]).mean() < 1e-3
-
-
-def partners(found, expected):
-    """Returns for each expected detection the found one of its class whose box is nearest."""
-    distance = np.abs(found["boxes"][None] - expected["boxes"][:, None]).max(-1)
-    return (distance + (found["labels"][None] != expected["labels"][:, None]) * 1e3).argmin(1)
 
 
 def test_end_to_end(case):
@@ -178,7 +172,7 @@ def test_end_to_end(case):
         # The pixels are mmdetection's bit for bit, so that the tolerance is that of images which are not resized.
         assert golden.matched(found, expected, pixels=0.05, score=1e-4) == len(expected["scores"])
         if f"e2e_{index}_mask_area" in case.golden:
-            areas = coco_mask.area(result.encode_masks())[partners(found, expected)]
+            areas = coco_mask.area(result.encode_masks())[golden.partners(found, expected)]
             np.testing.assert_allclose(areas, case.golden[f"e2e_{index}_mask_area"], rtol=0.01, atol=2)
 
 

@@ -142,7 +142,7 @@ def test_end_to_end(case):
         found = golden.unpadded(result, case.first_label)
         expected = golden.expected_detections(case.golden, f"e2e_{index}")
         assert len(found["scores"]) == len(expected["scores"])
-        assert golden.matched(found, expected, pixels=0.5, score=2e-3) >= 0.9 * len(expected["scores"])
+        assert golden.matched(found, expected, pixels=0.05, score=1e-4) == len(expected["scores"])
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@ import pytest
 import tensorflow as tf
 from checkpoints import golden
 from checkpoints.golden import XYXY
-from checkpoints.test_mmdet_parity import Case, loss_batch, partners
+from checkpoints.test_mmdet_parity import Case, loss_batch
 from pycocotools.mask import encode
 
 from kerasdet import losses, ops, training
 from kerasdet.checkpoints import SOURCES, to_model
 from kerasdet.checkpoints.build import named_variables
-from kerasdet.checkpoints.convert import _source_name
+from kerasdet.checkpoints.convert import name_in_source
 from kerasdet.checkpoints.names import untied_name
 from kerasdet.geometry import masks, rle
 from kerasdet.geometry.boxes import centers
@@ -92,7 +92,7 @@ def test_detections_match_one_to_one(case):
     result = case.model.postprocess(case.outputs, tf.constant([[HEIGHT, WIDTH]]))
     found = assert_same_detections(golden.detections(result, 0), case.golden, "detections")
     if case.model.branches:
-        order = partners(found, golden.expected_detections(case.golden, "detections"))
+        order = golden.partners(found, golden.expected_detections(case.golden, "detections"))
         assert_same_masks(pasted(case.model, result, (HEIGHT, WIDTH))[order], case.golden, "detections")
 
 
@@ -120,7 +120,7 @@ def assert_same_masks(found, answers, prefix):
 def test_mask_logits_belong_to_the_points_of_detections(case):
     decoded = case.model.decode(case.outputs, tf.constant([[HEIGHT, WIDTH]]))
     found = case.model.postprocessing.apply_nms(decoded, tf.constant([[HEIGHT, WIDTH]]))
-    order = partners(golden.detections(found, 0), golden.expected_detections(case.golden, "detections"))
+    order = golden.partners(golden.detections(found, 0), golden.expected_detections(case.golden, "detections"))
     squares = dense.all_levels(case.outputs, "anchors")
     own = tf.gather(squares, found["points"][0]).numpy()[order]
     expected = case.golden["detections_points"]
@@ -138,7 +138,7 @@ def test_end_to_end(case):
         found = assert_same_detections(golden.unpadded(result), case.golden, f"e2e_{index}")
         if result.mask_probs is not None:
             expected = golden.expected_detections(case.golden, f"e2e_{index}")
-            found = result[partners(found, expected)].masks
+            found = result[golden.partners(found, expected)].masks
             difference = np.abs(found.sum((1, 2)) - case.golden[f"e2e_{index}_mask_area"])
             assert difference.max() < 1e-3 * found[0].size and difference.sum() < 1e-4 * found.size
             shape = case.golden[f"e2e_{index}_masks_shape"]
@@ -173,7 +173,7 @@ def test_postprocessing_at_every_threshold(case):
     )
     assert_same_detections(golden.detections(found, 0), case.border, "post")
     if case.model.branches:
-        order = partners(golden.detections(found, 0), golden.expected_detections(case.border, "post"))
+        order = golden.partners(golden.detections(found, 0), golden.expected_detections(case.border, "post"))
         assert_same_masks(pasted(case.model, found, original_size[0].numpy())[order], case.border, "post")
 
 
@@ -206,7 +206,7 @@ def test_sizes_of_resized_masks(case):
         found = rescale(found, resized[None], original[None], case.model.branch_outputs)
         extents = found["mask_boxes"][0, 0, 2:]
         others = tf.cast(original[::-1], tf.float64)
-        lengths = masks._mmdet_pixels(tf.constant(640.0, tf.float64), extents, others)
+        lengths = masks.mmdet_pixels(tf.constant(640.0, tf.float64), extents, others)
         np.testing.assert_array_equal(lengths, canvas)
         np.testing.assert_array_equal(np.minimum(lengths, original), expected)
 
@@ -240,8 +240,8 @@ def assert_same_matches(targets, answers, suffix, index=0):
     np.testing.assert_allclose(targets["soft_labels"][index], answers[f"matched_soft{suffix}"], atol=1e-4)
 
 
-def assert_same_parts(case, outputs, targets, suffix):
-    """Compares the sums of each level before weights and division."""
+def assert_same_parts(case, outputs, targets, found, suffix):
+    """Compares the sums of each level before weights and division; that of masks is of all levels."""
     answers, weights = case.border, targets["soft_labels"]
     first = 0
     for index, (level, squares) in enumerate(outputs["anchors"].items()):
@@ -263,20 +263,22 @@ def assert_same_parts(case, outputs, targets, suffix):
     if f"parts{suffix}_dice_sum" in answers:
         count = max(int(tf.reduce_sum(tf.cast(targets["matched_gt"] >= 0, tf.int32))), 1)
         assert count == answers[f"parts{suffix}_dice_normalizer"]
+        dice_sum = float(found["mask_loss"]) * count
+        assert dice_sum == pytest.approx(float(answers[f"parts{suffix}_dice_sum"]), rel=MASK_LOSS_TOLERANCE, abs=1e-6)
 
 
 def test_losses_and_matches_of_one_image(case):
     outputs, targets, found = forward(case.model, ground_truth_batch(case, ["gt"]))
     assert_losses(found, case.golden, "loss_")
     assert_same_matches(targets, case.border, "")
-    assert_same_parts(case, outputs, targets, "")
+    assert_same_parts(case, outputs, targets, found, "")
 
 
 def test_losses_and_matches_of_a_batch(case):
     outputs, targets, found = forward(case.model, ground_truth_batch(case, ["gt", "gt2"]))
     assert_losses(found, case.golden, "loss2_")
     assert_same_matches(targets, case.border, "2", index=1)
-    assert_same_parts(case, outputs, targets, "2")
+    assert_same_parts(case, outputs, targets, found, "2")
 
 
 @pytest.mark.parametrize("objects", CASES)
@@ -284,7 +286,7 @@ def test_losses_and_matches_of_hard_objects(case, objects):
     outputs, targets, found = forward(case.model, ground_truth_batch(case, [objects]))
     assert_losses(found, case.border, f"loss_{objects}_")
     assert_same_matches(targets, case.border, f"_{objects}")
-    assert_same_parts(case, outputs, targets, f"_{objects}")
+    assert_same_parts(case, outputs, targets, found, f"_{objects}")
 
 
 def test_losses_of_a_batch_with_an_image_without_objects(case):
@@ -359,7 +361,7 @@ def gradients(case, prefixes, training):
     batch = ground_truth_batch(case, prefixes)
     spec = SOURCES[case.name.replace("_", "/", 1)]
     trainable = {
-        _source_name(name, spec): variable
+        name_in_source(name, spec): variable
         for name, variable in named_variables(case.model, "rtmdet").items()
         if variable.trainable
     }
@@ -407,7 +409,7 @@ def untied(name, case):
 def moving_statistics(case):
     spec = SOURCES[case.name.replace("_", "/", 1)]
     variables = named_variables(case.model, "rtmdet").items()
-    return {_source_name(name, spec): variable for name, variable in variables if "/moving_" in name}
+    return {name_in_source(name, spec): variable for name, variable in variables if "/moving_" in name}
 
 
 @pytest.mark.slow
@@ -416,7 +418,7 @@ def test_training_steps_and_their_moving_average(case):
     """Four steps of AdamW with statistics of the batch; weights and moving statistics are averaged."""
     model, batch = case.model, ground_truth_batch(case, ["gt", "gt2"])
     spec = SOURCES[case.name.replace("_", "/", 1)]
-    named = {_source_name(name, spec): variable for name, variable in named_variables(model, "rtmdet").items()}
+    named = {name_in_source(name, spec): variable for name, variable in named_variables(model, "rtmdet").items()}
     names = [name.removeprefix("steps_ema_") for name in case.border if name.startswith("steps_ema_")]
     before = [np.array(variable) for variable in model.variables]
     options = {"weight_decay": 0.05, "epsilon": 1e-8, "decay_norms_and_biases": False}

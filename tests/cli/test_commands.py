@@ -356,9 +356,9 @@ MISTAKES = {
     "predict: a backbone": (["predict", "{}/backbone.keras", PICTURE], "contains a ResNet, not a detector"),
     "export: suffix of another tool": (
         ["export", "{}/run", "{}/new.engine"],
-        "No export format writes .engine files, as {}/new.engine would be: expected a folder (saved_model) or a file",
+        "{}/new.engine ends in .engine, which no export format writes: expected a folder (saved_model) or a file",
     ),
-    "export: suffix of Keras": (["export", "{}/run", "{}/new.keras"], "No export format writes .keras files"),
+    "export: suffix of Keras": (["export", "{}/run", "{}/new.keras"], "ends in .keras, which no export format writes"),
     "export: output before the model": (
         ["export", "{}/new.tflite", "{}/run"],
         "The model {}/new.tflite does not exist, but {}/run does: expected the model first, then the file or folder to",
@@ -539,7 +539,9 @@ def test_predict_imports_the_modules_of_the_run(capsys, tmp_path, monkeypatch, f
     assert kerasdet("predict", beside, pictures(folder)[0]) == 0
     (run / "config.gin").write_text("import no_such_module\n")
     assert kerasdet("predict", run, pictures(folder)[0]) == 2
-    assert "config.gin imports no_such_module: No module named 'no_such_module'." in capsys.readouterr().err
+    assert (
+        "config.gin imports no_such_module, which failed: No module named 'no_such_module'." in capsys.readouterr().err
+    )
 
 
 def test_predict_says_that_the_model_has_a_higher_threshold(capsys, folder):

@@ -81,13 +81,16 @@ def test_every_format_and_option_is_on_the_command_line():
             assert parse("export", "run", "out", "--precision", precision).precision == precision
 
 
-def test_option_that_two_formats_share_is_added_once(monkeypatch):
+def test_option_that_formats_share_has_the_choices_of_all(monkeypatch):
     size = Option("size", None, "height and width", kind="count", nargs=2)
     speed = Option("speed", 1, "a speed", kind="int")
-    ours = FormatSpec("toy", ".toy", ("float32",), lambda path: False, [size, speed])
+    own = Option("postprocessing", "top", "the best box", choices=("top",))
+    ours = FormatSpec("toy", ".toy", ("float32",), lambda path: False, [size, speed, own])
     monkeypatch.setattr(parser, "specs", lambda: [*formats.specs(), ours])
     options = parse("export", "run", "out.toy", "--format", "toy", "--size", "8", "9", "--speed", "3")
     assert (options.format, options.size, options.speed) == ("toy", [8, 9], 3)
+    for choice in ("raw", "postprocess", "top"):
+        assert parse("export", "run", "out", "--postprocessing", choice).postprocessing == choice
 
 
 def test_help_imports_no_tensorflow():

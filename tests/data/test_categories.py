@@ -18,7 +18,7 @@ def test_unused_classes_of_torchvisions_models_match_nothing():
 
 
 def test_used_class_names_must_differ():
-    with pytest.raises(UserError, match=r"the model has a class name twice"):
+    with pytest.raises(UserError, match=r"the model has two classes of the same name"):
         match_classes(["cat", "dog"], ["cat", "cat", "N/A"], ["cat"], "val.json")
 
 

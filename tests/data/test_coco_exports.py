@@ -143,7 +143,7 @@ def test_two_names_never_lead_to_one_file(tmp_path):
     pictures(tmp_path / "images")
     data = coco(["one/a.png", "two/a.png", "c.png"])
     write_json(tmp_path / "data.json", data)
-    with pytest.raises(UserError, match=r"which leads to the file .*a\.png"):
+    with pytest.raises(UserError, match=r"The only file found for this name, .*a\.png"):
         open_dataset(tmp_path)
 
 

@@ -155,7 +155,7 @@ def test_classes_of_other_names_match_by_order_with_a_warning(dataset, caplog):
         (("cat", "dog"), ("cat",), "held out has objects of dog; expected the classes of the model, cat"),
         (("dog", "wolf"), ("cat", "dog"), "held out has objects of wolf; expected the classes of the model, cat, dog"),
         (("a", "b", "c"), ("cat", "dog"), "held out has objects of a, b, c"),
-        (("cat", "cat"), ("dog", "cat"), "a class name twice"),
+        (("cat", "cat"), ("dog", "cat"), "two classes of the same name"),
     ],
 )
 def test_objects_of_unknown_classes_raise(dataset, own, model, message):

@@ -207,7 +207,7 @@ def test_failed_write_leaves_no_files(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(shapes, "_scene", fail)
+    monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         shapes.write(tmp_path / "set", num_images=2)
     assert not list(tmp_path.iterdir())
@@ -221,7 +221,7 @@ def test_failed_write_leaves_no_files(tmp_path, monkeypatch):
         ({"image_size": (8, 128)}, "image_size"),
         ({"objects": (3, 2)}, "objects"),
         ({"scale": (0.5, 1.5)}, "scale"),
-        ({"scale": (0.01, 0.5)}, "less than 6 pixels"),
+        ({"scale": (0.01, 0.5)}, "shorter than 6 pixels"),
     ],
 )
 def test_arguments_out_of_range_raise(tmp_path, arguments, message):

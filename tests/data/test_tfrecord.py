@@ -146,7 +146,7 @@ def test_classes_without_a_label_map(tmp_path):
         ({"image__object__class__label": [9, 3], "image__object__class__text": [b"fox", b"cat"]}, r"label 9 \('fox'\)"),
         (
             {"image__object__class__text": [b"cat", b"cat"]},
-            r"record 1 has the label 7, which the label map names 'dog', and the class text 'cat'",
+            r"record 1 has the label 7, which is 'dog' in the label map, but the class text 'cat'",
         ),
         ({"image__object__bbox__xmax": [0.75]}, "1 xmax"),
         ({"image__object__bbox__xmax": [48.0, 9.0]}, "coordinate 48"),

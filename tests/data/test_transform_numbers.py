@@ -459,7 +459,7 @@ def test_numpy_function_gets_arrays_and_a_seed(image):
     [
         (lambda arrays, seed: None, "NoneType; expected a dict"),
         (lambda arrays, seed: {"labels": [1]}, "labels; expected only image, boxes"),
-        (lambda arrays, seed: {"boxes": np.zeros((0, 4))}, "as numbers of objects"),
+        (lambda arrays, seed: {"boxes": np.zeros((0, 4))}, "arrays with different numbers of objects"),
         (lambda arrays, seed: {"image": np.zeros((5, 5))}, r"image of shape \(5, 5\)"),
         (lambda arrays, seed: {"boxes": np.zeros((1, 5))}, r"boxes of shape \(1, 5\)"),
     ],

@@ -111,7 +111,7 @@ def test_swapped_corners_are_turned_and_others_refused(tmp_path):
     assert dataset.records[0].boxes.tolist() == [[5, 29, 25, 31]] * 2
     assert dataset.counts["swapped_corners"] == 2
     change(tmp_path / "a.xml", "</object><object><name>cat</name><difficult>0</difficult>", "")
-    with pytest.raises(UserError, match=r"object 1 has 2 bndbox; expected one"):
+    with pytest.raises(UserError, match=r"object 1 has 2 elements <bndbox>; expected one"):
         open_dataset(tmp_path)
     assert open_dataset(tmp_path, on_bad_object="skip", classes=["dog"]).counts["boxes"] == 0
 

@@ -36,7 +36,7 @@ def reader(tmp_path_factory):
         text = "".join(page.read_text() for page in doc_blocks.PAGES)
         for weights in zoo.ZOO.values():
             if weights.task != "backbone" and weights.name in text:
-                target = cache._folder(weights) / "model.keras"
+                target = cache.converted_folder(weights) / "model.keras"
                 target.parent.mkdir(parents=True)
                 shutil.copy(folder / "tiny.keras", target)
         write_mine(folder / "mine")

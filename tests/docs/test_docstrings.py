@@ -25,7 +25,7 @@ for room in (data, data.transforms, export, layers, training):
 NEED_FILES = ("VocDataset", "read", "verify")  # downloads that the tests do not have
 # Examples that show no output and run all the same. Those of `train` and `training_batches` train as pages do.
 WITHOUT_OUTPUT = [
-    "kerasdet.config.load",
+    "kerasdet.config.reading.load",
     "kerasdet.data.recognise.dataset_from_examples",
     "kerasdet.data.transforms.compose.RandomApply",
     "kerasdet.data.transforms.compose.UntilStep",
@@ -33,7 +33,7 @@ WITHOUT_OUTPUT = [
     "kerasdet.export.workflow.export_and_verify",
     "kerasdet.inference.detections.Detections",
     "kerasdet.inference.detections.Detections.filter",
-    "kerasdet.layers.heads.RetinaNetHead",
+    "kerasdet.layers.retinanet_head.RetinaNetHead",
     "kerasdet.loading.load",
     "kerasdet.loading.pretrained",
     "kerasdet.visualize.draw_curve",

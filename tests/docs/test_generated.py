@@ -5,9 +5,11 @@ import inspect
 import re
 
 import doc_blocks
+import numpy as np
 import pytest
+from conftest import shared
 
-from kerasdet import config
+from kerasdet import config, training
 from kerasdet.checkpoints.zoo import ZOO
 
 
@@ -26,7 +28,7 @@ def test_every_key_has_a_default_and_a_description(item):
 
 
 def test_defaults_and_types_are_those_of_the_signature():
-    rows = {row[0]: row for row in generator("settings").describe_arguments(config.training.Validation)}
+    rows = {row[0]: row for row in generator("settings").describe_arguments(training.Validation)}
     assert rows["data"][1:3] == ("Any", "required")
     assert rows["patience"][1:] == (
         r"int \| None",
@@ -34,7 +36,7 @@ def test_defaults_and_types_are_those_of_the_signature():
         "Number of consecutive evaluations without improvement of `monitor` after which training stops. None: training "
         "never stops early.",
     )
-    assert inspect.signature(config.training.Validation).parameters["every"].default == 1
+    assert inspect.signature(training.Validation).parameters["every"].default == 1
 
 
 def test_descriptions_end_where_the_next_section_begins():
@@ -45,6 +47,32 @@ def test_descriptions_end_where_the_next_section_begins():
 def test_zoo_lists_every_name():
     table = generator("weights").zoo()
     assert re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE) == sorted(ZOO, key=lambda name: list(ZOO).index(name))
+
+
+def test_parity_says_whose_outputs_are_compared():
+    parity = generator("parity")
+    folders = [shared(f"reference/{name}") for name in ("models", "mmdet", "rtmdet")]
+    compared = {path.stem.replace("_", "/", 1) for folder in folders for path in folder.glob("*.npz")}
+    with np.load(doc_blocks.ROOT / "tests/checkpoints/data/torchvision_mobile.npz") as file:
+        compared |= {f"torchvision/{name.partition('/')[0]}" for name in file.files}
+    assert set(parity.tested()) == compared
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("detectron2/mask_rcnn_R_50_FPN", "yes"),
+        ("torchvision/ssd300_vgg16", "yes"),
+        ("mmdet/retinanet_r101_caffe_fpn", "as `retinanet_r50_caffe_fpn`"),
+        ("mmdet/rtmdet_x", "as `rtmdet_m`"),  # with the activation of distances of m, not of s
+        ("torchvision/fasterrcnn_resnet50_fpn_v2", "as `maskrcnn_resnet50_fpn_v2` without its masks"),
+        ("mmdet/faster_rcnn_r50_caffe_fpn", "no"),  # matches otherwise than mask_rcnn_r50_caffe_fpn
+        ("detectron2/MSRA_R-50", "features"),
+        ("mmdet/cspnext-l", "as `cspnext-tiny`"),
+    ],
+)
+def test_parity_of_a_source(source, says):
+    assert generator("parity").parity(source) == says
 
 
 def test_recommended_models_have_the_numbers_of_the_zoo():
@@ -62,13 +90,24 @@ def test_recommended_models_have_the_numbers_of_the_zoo():
     assert f"exceeds that of {below} of the {len(r50)} published R50" in page
 
 
+def test_latencies_of_recommended_models_are_those_of_the_results():
+    table = generator("measurements").latency().splitlines()
+    column = table[0].split(" | ").index("RTMDet-tiny, 320")
+    measured = {row.split("|")[1].strip(): int(row.split("|")[column + 1]) for row in table[2:9]}
+    page = (doc_blocks.ROOT / "docs/zoo.md").read_text()
+    lite = re.search(r"TFLite at 320x320: (\d+) ms in float32, (\d+) ms in int8 \[1\]", page)
+    assert [int(number) for number in lite.groups()] == [measured["TFLite float32"], measured["TFLite int8"]]
+    cpu = re.search(r"(\d+) ms in OpenVINO int8, (\d+) ms in ONNX Runtime float32 \[1\]", page)
+    assert [int(number) for number in cpu.groups()] == [measured["OpenVINO int8"], measured["ONNX Runtime float32"]]
+
+
 def test_marks_say_in_the_markdown_file_where_the_contents_are():
     marks = [
         (page.name, below)
         for page in doc_blocks.PAGES
         for below in re.findall(r"^<!-- (?:generated|results): \w+ -->\n(.*)$", page.read_text(), re.MULTILINE)
     ]
-    assert len(marks) == 8
+    assert len(marks) == 9
     assert [name for name, below in marks if "`make docs`" not in below] == []
 
 
@@ -92,7 +131,7 @@ def test_measurements_become_tables(tmp_path, monkeypatch):
 def test_results_come_from_scripts_that_write_json():
     measurements = generator("measurements")
     for path in measurements.RESULTS.glob("*.json"):
-        script = re.search(r"benchmarks/(\w+\.py)", measurements._origin(path))[1]
+        script = re.search(r"benchmarks/(\w+\.py)", measurements.origin(path))[1]
         assert '"--json"' in (measurements.SCRIPTS / script).read_text()
 
 
@@ -111,7 +150,14 @@ def test_tutorial_becomes_a_notebook_with_outputs():
         ("code", "print(1)"),
     ]
     assert notebook["cells"][1]["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "AP 0.5\n"}]
+    assert [cell.get("execution_count") for cell in notebook["cells"]] == [None, 1, None, 2]
     assert len({cell["id"] for cell in notebook["cells"]}) == 4
+
+
+def test_comment_belongs_to_the_block_below_it():
+    source = "<!-- generated: zoo -->\nHere.\n\n<!-- check: slow -->\n```python\nx = 1\n```\n\n```bash\nls\n```\n"
+    blocks = generator("code_blocks").read_blocks(doc_blocks.ROOT / "README.md", source)
+    assert [(block.kind, block.text) for block in blocks] == [("check", "slow"), (None, "")]
 
 
 def test_recorded_outputs_replace_old_ones(tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ import tensorflow as tf
 import tiny
 from export_models import COVERING
 
-from kerasdet.export.graph import InferenceGraph, fold_batch_norm, fold_constants, fold_strides, to_float32
+from kerasdet.export.graph import InferenceGraph
+from kerasdet.export.graph_folding import fold_batch_norm, fold_constants, fold_strides
+from kerasdet.export.graph_precision import to_float32
 from kerasdet.keras_compat import freeze_variables
 from kerasdet.ops import implementation
 

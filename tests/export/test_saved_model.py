@@ -261,18 +261,18 @@ BAD = {
     "nothing": (b"", "is not a JPEG or PNG file"),
     "text": (b"not an image", "is not a JPEG or PNG file"),
     "gif": (encoded(tiny.images()[0], "GIF"), "is not a JPEG or PNG file"),
-    "JPEG cut in its header": (JPEG[:100], "has a damaged header"),
+    "JPEG cut in its header": (JPEG[:100], "is damaged or cut short"),
     "JPEG cut in the middle": (JPEG[: len(JPEG) * 3 // 4], "is damaged or cut short"),
     "JPEG with zeros in the middle": (
         JPEG[: len(JPEG) // 2] + bytes(300) + JPEG[len(JPEG) // 2 + 300 :],
         "is damaged or",
     ),
-    "PNG cut in its header": (PNG[:18], "has a damaged header"),
+    "PNG cut in its header": (PNG[:18], "is damaged or cut short"),
     "PNG cut in the middle": (PNG[: len(PNG) // 2], "is damaged or cut short"),
     "PNG with other bytes": (PNG[:60] + b"XXXX" + PNG[64:], "is damaged or cut short"),
     "bomb": (BOMB, "has 3600000000 pixels, and this model accepts 50000000: send a smaller image"),
     "JPEG bomb": (None, "has 4225000000 pixels, and this model accepts 50000000: send a smaller image"),
-    "no pixels": (PNG[:16] + bytes(8) + PNG[24:], "has a damaged header"),
+    "no pixels": (PNG[:16] + bytes(8) + PNG[24:], "is damaged or cut short"),
 }
 
 

@@ -70,7 +70,7 @@ def toy(monkeypatch):
     return add
 
 
-def test_new_format_needs_one_list_entry(toy, models, tmp_path):
+def test_new_format_is_written_verified_and_loaded(toy, models, tmp_path):
     toy()
     path, report = export_and_verify(models("tiny"), tmp_path / "x.toy", format="toy", verify_images=tiny.images())
     assert re.search(r"Run by toys alone: \d\d detections compared, 0 found by one side only", report)
@@ -156,13 +156,16 @@ def test_failed_export_keeps_existing_files(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "coreml"}, "export format is 'coreml': choose one of saved_model, tflite, onnx, openvino"),
+        ({"format": "coreml"}, "export format is 'coreml': choose one of saved_model, onnx, openvino, tflite"),
         (
             {"format": "saved_model", "precision": "int8"},
             "saved_model has no precision 'int8': choose one of float32, bfloat16, float16",
         ),
         ({"format": "tflite", "ops": "compiled"}, "tflite has no option 'ops': its options are postprocessing, size"),
-        ({"format": "tflite", "serving": True}, "No server can load format tflite: remove --serving"),
+        (
+            {"format": "tflite", "serving": True},
+            "Format tflite has no folder layout of a model server: remove --serving",
+        ),
         ({"format": "saved_model", "calibration_images": ["a.jpg"]}, "saved_model does not use calibration images"),
         ({**SIZE, "calibration_images": tiny.images()}, "Calibration images are for precision int8"),
         ({**SIZE, "precision": "int8"}, "int8 needs calibration images"),
@@ -198,7 +201,7 @@ def test_export_with_large_ap_drop_raises(toy, models, tmp_path, monkeypatch, ex
         assert "AP was not measured" not in report
     else:
         with pytest.raises(
-            VerificationError, match=r"x\.toy has AP .* on val\.json, the model 0\.500: the export loses more"
+            VerificationError, match=r"x\.toy reaches AP .* on val\.json, the model 0\.500: the export loses more"
         ):
             export_and_verify(*arguments, eval_data=data, **options)
         assert not list(tmp_path.iterdir())

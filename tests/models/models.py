@@ -34,6 +34,7 @@ from kerasdet.layers import (
 )
 from kerasdet.models import (
     RPN,
+    Centerness,
     DynamicMaskBranch,
     KeypointBranch,
     MaskBranch,
@@ -72,7 +73,7 @@ def fcos(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs)
         "neck": FPN(channels=64, top=ConvTop("p5", 64)),  # two channels per group, because p7 of these images is 1x1
         "head": FCOSHead(num_convs=1),
         "normalizer": LossNormalizer("batch"),
-        "centerness_loss_weight": 0.5,  # its targets are soft, so the loss cannot fall below 0.64
+        "centerness": Centerness(loss_weight=0.5),  # its targets are soft, so the loss cannot fall below 0.64
         "postprocessing": Postprocessing(score_threshold, nms_threshold=0.6, max_detections=max_detections),
     }
     return FCOS(NUM_CLASSES, **{**parts(norm), **own, **kwargs})

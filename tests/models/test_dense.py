@@ -117,9 +117,9 @@ def test_with_score_threshold_refuses_a_model_without_one(model):
         (
             "class_ids",
             NUM_CLASSES,
-            r"A class id is not in 0\.\.2, nor -1 .* \[3\] \[of object\] \[1\] \[in image\] \[0\]",
+            r"A class id must be in 0\.\.2, or -1 .* \[3\] \[of object\] \[1\] \[in image\] \[0\]",
         ),
-        ("class_ids", -5, r"A class id is not in 0\.\.2, nor -1 for padding: the class id\] \[-5\]"),
+        ("class_ids", -5, r"A class id must be in 0\.\.2, or -1 for padding; found the class id\] \[-5\]"),
         (
             "boxes",
             (60, 95, 30, 50),

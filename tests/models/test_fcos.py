@@ -14,6 +14,7 @@ from kerasdet.geometry.coders import DistanceCoder
 from kerasdet.geometry.matching import IGNORE, NEGATIVE, FCOSMatcher
 from kerasdet.layers import ConvTop, FCOSHead
 from kerasdet.losses import FocalLoss, GIoULoss, IoULoss
+from kerasdet.models import Centerness
 from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
@@ -97,16 +98,15 @@ def test_center_sampling_reduces_positive_points(model, outputs):
 
 
 @pytest.mark.parametrize("normalizer", ["ema", "batch", "image"])
-@pytest.mark.parametrize("centerness_weights_boxes", [False, True])
+@pytest.mark.parametrize("weights_boxes", [False, True])
 @pytest.mark.parametrize("box_loss", BOX_LOSSES)
-def test_losses_equal_numpy(model, outputs, normalizer, centerness_weights_boxes, box_loss):
+def test_losses_equal_numpy(model, outputs, normalizer, weights_boxes, box_loss):
     rule = sibling(
         model,
         normalizer=LossNormalizer(normalizer, momentum=0.75, start=40.0),
         class_loss=FocalLoss(0.3, 1.5, weight=2.0),
         box_loss=BOX_LOSSES[box_loss](weight=0.5),
-        centerness_weights_boxes=centerness_weights_boxes,
-        centerness_loss_weight=3.0,
+        centerness=Centerness(loss_weight=3.0, weights_boxes=weights_boxes),
     )
     targets = rule.compute_targets(outputs, batch())
     losses = {name: float(value) for name, value in rule.compute_losses(outputs, targets).items()}
@@ -135,7 +135,7 @@ def test_losses_equal_numpy(model, outputs, normalizer, centerness_weights_boxes
         "linear_iou": 1 - overlap,
     }[box_loss]
     centerness = targets["centerness"].numpy()
-    weights = centerness / np.sum(centerness * positive) if centerness_weights_boxes else 1 / divisor
+    weights = centerness / np.sum(centerness * positive) if weights_boxes else 1 / divisor
     assert losses["box_loss"] == pytest.approx(0.5 * np.sum(each * positive * weights), rel=1e-4)
 
     p = sigmoid(flat(outputs, "centerness", 1).astype(float))
@@ -143,11 +143,11 @@ def test_losses_equal_numpy(model, outputs, normalizer, centerness_weights_boxes
     assert losses["centerness_loss"] == pytest.approx(3 * np.sum(entropy * positive / divisor), rel=1e-4)
 
 
-@pytest.mark.parametrize("centerness_weights_boxes", [False, True])
+@pytest.mark.parametrize("weights_boxes", [False, True])
 @pytest.mark.parametrize("normalizer,divisor", [("ema", 0.9 * 300 + 0.1), ("batch", 1), ("image", 2)])
-def test_box_losses_are_zero_without_objects(model, outputs, normalizer, divisor, centerness_weights_boxes):
+def test_box_losses_are_zero_without_objects(model, outputs, normalizer, divisor, weights_boxes):
     loss_normalizer = LossNormalizer(normalizer, start=300.0)
-    rule = sibling(model, normalizer=loss_normalizer, centerness_weights_boxes=centerness_weights_boxes)
+    rule = sibling(model, normalizer=loss_normalizer, centerness=Centerness(weights_boxes=weights_boxes))
     losses = rule.compute_losses(outputs, rule.compute_targets(outputs, without_objects(batch())))
     focal = numpy_focal(flat(outputs, "class_logits", 1), np.zeros(1), 0.25, 2)
     assert float(losses["class_loss"]) == pytest.approx(focal.sum() / divisor, rel=1e-4)
@@ -195,7 +195,7 @@ def test_only_training_updates_the_running_mean():
 
 def scalar_postprocess(model, outputs, image, size):
     """Computes one image's detections as (box, score, class id) by loops and full sorts."""
-    rule, convention = model.postprocessing, model.score_convention
+    rule, convention = model.postprocessing, model.centerness.score_convention
     found = []
     limit = np.array([*size, *size])
     for level, squares in outputs["anchors"].items():
@@ -248,7 +248,10 @@ def scalar_postprocess(model, outputs, image, size):
 def test_postprocess_equals_scalar_loops(model, outputs, rng, options, score_convention, normalize):
     postprocessing = Postprocessing(**{"nms_threshold": 0.6, **options})
     rule = sibling(
-        model, score_convention=score_convention, coder=DistanceCoder(normalize), postprocessing=postprocessing
+        model,
+        centerness=Centerness(score_convention=score_convention),
+        coder=DistanceCoder(normalize),
+        postprocessing=postprocessing,
     )
     shapes = {level: x.shape for level, x in outputs["class_logits"].items()}
     scale = 2 if normalize else 20
@@ -336,7 +339,7 @@ def test_defaults_equal_detectron2():
 
 def test_invalid_arguments_raise_user_error():
     with pytest.raises(UserError, match="score_convention is 'mean': choose 'sqrt' or 'product'"):
-        fcos(score_convention="mean")
+        Centerness(score_convention="mean")
     with pytest.raises(UserError, match="convention is 'paper': choose 'detectron2' or 'mmdet'"):
         FCOSMatcher(convention="paper")
     with pytest.raises(ValueError, match="num_classes of FCOS is 0: give 1 or more"):

@@ -33,7 +33,7 @@ from kerasdet.geometry.sampling import BalancedSampler
 from kerasdet.inference import AugmentedPredictor
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers import BoxHead, RoIPooler
-from kerasdet.layers.heads import RPNHead
+from kerasdet.layers.rpn_head import RPNHead
 from kerasdet.models import RPN, Branch, RoIHeads
 from kerasdet.ops import roi_pool
 

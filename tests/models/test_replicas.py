@@ -17,6 +17,7 @@ import keras, numpy as np, tensorflow as tf
 tests, cases = sys.argv[1:]
 sys.path.insert(0, tests)
 from models.models import batch, on_plain_features
+from kerasdet.models import Centerness
 from kerasdet.models.common import LossNormalizer
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # it takes longer than the steps
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -26,6 +27,8 @@ def build(name, options):
     keras.utils.set_random_seed(1)
     if "normalizer" in options:
         options = {**options, "normalizer": LossNormalizer(options["normalizer"])}
+    if "centerness" in options:
+        options = {**options, "centerness": Centerness(**options["centerness"])}
     return on_plain_features(name, **options)
 """
 
@@ -62,7 +65,7 @@ CASES = [
     ("retinanet", {"normalizer": "image"}),
     ("retinanet", {"normalizer": "image_sum"}),
     ("fcos", {"normalizer": "ema"}),
-    ("fcos", {"centerness_weights_boxes": True}),
+    ("fcos", {"centerness": {"weights_boxes": True}}),
     ("rtmdet_ins", {}),
     ("mask_keypoint_rcnn", {}),
 ]

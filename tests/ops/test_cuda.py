@@ -134,14 +134,14 @@ def test_gpu_without_kernels_uses_stock_ops(monkeypatch, caplog):
     if emulated.GPUS:
         pytest.skip("the library has kernels for this GPU")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
-    dispatch._lacks_gpu_kernels.cache_clear()
+    dispatch.lacks_gpu_kernels.cache_clear()
     try:
         assert dispatch.compiled_ops() is None and dispatch.compiled_ops() is None
         assert dispatch.compiled_ops(for_gpus=False) is dispatch.raw_ops()
         with ops.implementation("compiled"):
             assert dispatch.compiled_ops() is dispatch.raw_ops()
     finally:
-        dispatch._lacks_gpu_kernels.cache_clear()
+        dispatch.lacks_gpu_kernels.cache_clear()
     assert len(caplog.records) == 1 and "On GPUs, TensorFlow's ops are used" in caplog.text
 
 
@@ -153,11 +153,11 @@ def test_gpu_older_than_the_kernels_uses_stock_ops(monkeypatch, caplog, capabili
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [gpu])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
     monkeypatch.setattr(dispatch, "kernel_devices", lambda op: {"GPU"})
-    dispatch._lacks_gpu_kernels.cache_clear()
+    dispatch.lacks_gpu_kernels.cache_clear()
     try:
         assert (dispatch.compiled_ops() is None) == uses_stock_ops
     finally:
-        dispatch._lacks_gpu_kernels.cache_clear()
+        dispatch.lacks_gpu_kernels.cache_clear()
     assert ("no kernels for a GPU as old as GPU:0" in caplog.text) == uses_stock_ops
 
 

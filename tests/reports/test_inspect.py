@@ -82,8 +82,8 @@ def test_findings_say_what_is_wrong_and_what_to_do(made):
     assert "1 object of train has no usable box" in found["advice", "problems"].text
     assert "1 image outside train looks like" in found["problem", "duplicates"].text
     assert re.match(
-        r"(100|9\d)\s% of the objects overlap no anchor by 0.5 or more at `SHORTEST_EDGE=64`; most are smaller than "
-        r"the smallest anchor, 256 px", found["advice", "anchors"].text
+        r"(100|9\d)\s% of the objects have an IoU below 0.5 with every anchor at `SHORTEST_EDGE=64`; most are "
+        r"smaller than the smallest anchor, 256 px", found["advice", "anchors"].text
     )  # fmt: skip
     levels = [finding.level for finding in made[1]]
     assert levels == sorted(levels, key=["problem", "advice", "good"].index)

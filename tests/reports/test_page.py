@@ -17,7 +17,7 @@ def test_page_with_the_name_of_another_kind_of_file_raises():
     for path in ("new", "new.html", "new.HTM"):
         page.check_suffix(path)
     with pytest.raises(
-        UserError, match=r"^--out new\.pdf is to hold an HTML page: expected a name that ends in \.html"
+        UserError, match=r"^--out new\.pdf is not the name of an HTML page: expected a name that ends in \.html"
     ):
         page.check_suffix("new.pdf")
 
@@ -37,6 +37,16 @@ def test_page_with_the_name_of_another_kind_of_file_raises():
 )
 def test_shares_never_round_to_nothing_or_everything(part, whole, words):
     assert page.share(part, whole).replace("\xa0", " ") == words
+
+
+def test_decimals_have_all_digits_and_no_exponent():
+    assert [page.decimal(n) for n in (0.12345671, 1e-7, 0.0, -3.1)] == ["0.12345671", "0.0000001", "0", "-3.1"]
+
+
+def test_charts_replace_characters_that_would_abort_the_process():
+    pytest.importorskip("vl_convert")
+    drawn = charts.bars([("a\0b\x1bc", 1, "d\ud800"), ("tab\t", 1, "x")], "n", "").svg("narrow")
+    assert "a\ufffdb\ufffdc" in drawn and "d\ufffd" in drawn
 
 
 def test_counts_agree_with_their_noun():

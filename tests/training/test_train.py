@@ -36,6 +36,12 @@ def sgd():
     return SGD(WarmupMultiStep(0.02, milestones=(4,), warmup_steps=2), weight_decay=1e-3)
 
 
+def detector(seed=0, **kwargs):
+    """Makes a RetinaNet on few plain convolutions, whose training step is traced fast."""
+    keras.utils.set_random_seed(seed)
+    return tiny.detector(seed=seed, **{"backbone": tiny.PlainBackbone(norm="bn"), **kwargs})
+
+
 def run(out_dir, data, model=None, **kwargs):
     arguments = {
         "optimizer": sgd(),
@@ -46,7 +52,7 @@ def run(out_dir, data, model=None, **kwargs):
         "transforms": [ResizeShortestEdge((48, 64), 96), RandomFlip()],
         **kwargs,
     }
-    return train(model or tiny.detector(), data, out_dir=out_dir, **arguments)
+    return train(model or detector(), data, out_dir=out_dir, **arguments)
 
 
 def lines(out_dir, evaluations=False):
@@ -74,13 +80,13 @@ def resumed(tmp_path_factory, data):
     (out_dir / "checkpoints" / ".partial_step_00000004.keras").write_bytes(b"PK\x03\x04 half a file")
     with (out_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 1.0, "learning_rate": 1.0}\n{"step": 4, "los')
-    model = run(out_dir, data, model=tiny.detector(seed=7), checkpointing=Checkpointing(2, max_to_keep=2))
+    model = run(out_dir, data, model=detector(seed=7), checkpointing=Checkpointing(2, max_to_keep=2))
     return out_dir, model
 
 
 def test_resumed_equals_uninterrupted(uninterrupted, resumed):
     whole, parts = tiny.weights(uninterrupted[1]), tiny.weights(resumed[1])
-    start = tiny.weights(tiny.detector())
+    start = tiny.weights(detector())
     assert max(np.abs(a - b).max() for a, b in zip(whole, start, strict=True)) > 1e-2
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -143,7 +149,7 @@ def test_finished_run_returns_at_once(resumed, data, caplog):
     out_dir, finished = resumed
     before = lines(out_dir)
     caplog.set_level("INFO", "kerasdet")
-    model = run(out_dir, data, model=tiny.detector(seed=9))
+    model = run(out_dir, data, model=detector(seed=9))
     assert lines(out_dir) == before
     assert len(before) == STEPS
     for a, b in zip(tiny.weights(model), tiny.weights(finished), strict=True):
@@ -172,7 +178,7 @@ def test_model_takes_class_names_of_the_data(resumed):
 def test_resuming_with_another_model_raises(uninterrupted, data):
     out_dir = uninterrupted[0]
     with pytest.raises(ValueError, match=r"step_00000006\.keras does not fit this model .*: use another OUT_DIR"):
-        run(out_dir, data, model=tiny.detector(head=RetinaNetHead(num_convs=1, norm="bn")), config="another")
+        run(out_dir, data, model=detector(head=RetinaNetHead(num_convs=1, norm="bn")), config="another")
     with pytest.raises(ValueError, match=r"step_00000006\.keras was saved with other optimizer settings"):
         run(out_dir, data, optimizer=keras.optimizers.AdamW(1e-3), config="another")
     other = CocoDataset(data.annotations)
@@ -184,11 +190,12 @@ def test_resuming_with_another_model_raises(uninterrupted, data):
     assert not (out_dir / "config.gin").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "zeros", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_damaged_checkpoint_raises(tmp_path, uninterrupted, data, damage):
     content = checkpoints(uninterrupted[0] / "checkpoints")[-1].read_bytes()
     middle = len(content) // 2
-    damaged = {"cut": content[:middle], "zeros": content[:middle] + bytes(99) + content[middle + 99 :], "empty": b""}
+    flipped = content[:middle] + bytes(255 - byte for byte in content[middle : middle + 99]) + content[middle + 99 :]
+    damaged = {"cut": content[:middle], "flipped": flipped, "empty": b""}
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "step_00000004.keras").write_bytes(content)
@@ -200,7 +207,7 @@ def test_damaged_checkpoint_raises(tmp_path, uninterrupted, data, damage):
 def test_nan_loss_raises_before_it_reaches_the_weights(tmp_path, data):
     class_loss = FocalLoss()
     class_loss.weight = float("nan")
-    model = tiny.detector(class_loss=class_loss)
+    model = detector(class_loss=class_loss)
     before = tiny.weights(model)
     with pytest.raises(FloatingPointError) as error:
         run(tmp_path, data, model=model)
@@ -223,7 +230,7 @@ def test_nan_loss_raises_before_it_reaches_the_weights(tmp_path, data):
 def test_other_number_of_classes_raises_before_anything_is_written(tmp_path, data):
     out_dir = tmp_path / "run"
     with pytest.raises(ValueError, match=r"The model has 3 classes, but .* has 5 \(disk, .*set NUM_CLASSES .* to 5"):
-        run(out_dir, data, model=tiny.detector(num_classes=3))
+        run(out_dir, data, model=detector(num_classes=3))
 
     contents = json.loads(data.annotations.read_text())
     contents["categories"][0]["name"] = "moon"
@@ -265,7 +272,7 @@ def test_model_takes_keypoint_names_of_the_data(tmp_path, data_with_parts):
 
 
 def test_counts_that_are_not_positive_whole_numbers_raise(tmp_path, data):
-    model = tiny.detector()
+    model = detector()
     owners = {Checkpointing: ("steps_per_epoch", "max_to_keep"), StepOptions: ("max_boxes", "micro_batches")}
     for value in (-1, 1.5, "10", True):
         for name in ("steps", "batch_size", "log_every"):
@@ -297,7 +304,7 @@ def test_new_image_sizes_do_not_retrace_in_bfloat16_with_adamw(tmp_path, data):
     Traced.traces.clear()
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        model = tiny.detector(model_class=Traced)
+        model = detector(model_class=Traced)
         sizes = [ResizeShortestEdge((32, 64, 96, 128), 200)]
         run(
             tmp_path,
@@ -365,7 +372,7 @@ def test_misspelt_monitor_raises_before_the_first_step(tmp_path, data, data_with
 
 @pytest.mark.slow
 def test_metric_names_equal_those_of_an_evaluation(data_with_parts):
-    for model in (tiny.detector(), tiny.rcnn()):
+    for model in (detector(), tiny.rcnn()):
         found = {**evaluate(model, data_with_parts).summary, **validation_losses(model, data_with_parts)}
         assert list(found) == metric_names(evaluate, model, data_with_parts)
 
@@ -399,7 +406,7 @@ def test_averaged_weights_are_evaluated_and_loaded(tmp_path, data):
     optimizer = keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.5)
     arguments = {"validation": Validation(data, evaluate), "checkpointing": Checkpointing(steps_per_epoch=3)}
     model = run(tmp_path, data, optimizer=optimizer, steps=3, **arguments)
-    raw = tiny.detector(seed=5)
+    raw = detector(seed=5)
     raw.load_weights(checkpoints(tmp_path / "checkpoints")[-1])
     for trained, average in average_pairs(optimizer):
         np.testing.assert_array_equal(trained, average)
@@ -416,7 +423,7 @@ def test_micro_batches_equal_the_whole_batch(tmp_path, data, optimizer):
     models = []
     for parts in (1, 2):
         keras.utils.set_random_seed(0)
-        model = tiny.detector(backbone=tiny.backbone(norm="bn_inference"), normalizer=LossNormalizer("image"))
+        model = detector(backbone=tiny.PlainBackbone(norm="bn_inference"), normalizer=LossNormalizer("image"))
         start = tiny.weights(model)
         step_options = StepOptions(pad_to=(96, 96), micro_batches=parts)
         arguments = {"batch_size": 4, "steps": 2, "step_options": step_options}
@@ -493,7 +500,7 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     assert not [message for message in caplog.messages if "other settings" in message]
     other = CocoDataset(data.annotations)
     other.records = other.records[1:]
-    model = tiny.detector(preprocessing=Preprocessing(shortest=64, longest=128))
+    model = detector(preprocessing=Preprocessing(shortest=64, longest=128))
     run(tmp_path, other, model=model, steps=2, batch_size=1, seed=5)
     [message] = [message for message in caplog.messages if "continues with other settings: " in message]
     for words in (
@@ -507,18 +514,21 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
         run(tmp_path, data, steps=1, freeze=["neck"])
 
 
-def test_frozen_layers_do_not_change_and_are_left_out_of_the_averages(tmp_path, data):
-    model = tiny.detector()
+def test_frozen_layers_do_not_change_and_are_left_out_of_the_averages(tmp_path, data, recwarn):
+    model = detector()
     before = {v.path: v.numpy() for v in model.variables}
     optimizer = keras.optimizers.AdamW(0.01, use_ema=True)
-    run(tmp_path, data, model=model, optimizer=optimizer, freeze=["backbone/stem", "backbone/c2_*", "neck"], steps=2)
-    frozen = [v for v in model.variables if v.path.startswith(("res_net/stem", "res_net/c2_", "fpn"))]
+    freeze = ["backbone/conv0", "backbone/conv[12]", "neck"]
+    run(tmp_path, data, model=model, optimizer=optimizer, freeze=freeze, steps=2)
+    names = ("conv0", "conv1", "conv2", "fpn")
+    frozen = [v for v in model.variables if v.path.startswith(names)]
     assert len(frozen) > 10
     for variable in frozen:
         np.testing.assert_array_equal(variable, before[variable.path])
     assert any(np.abs(v.numpy() - before[v.path]).max() > 1e-3 for v in model.trainable_variables)
     for a, b in zip(tiny.weights(load(tmp_path)), tiny.weights(model), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert not [warning for warning in recwarn if "optimizer" in str(warning.message)]  # of Keras
 
 
 def test_float16_scales_the_loss_and_skips_overflowing_steps(tmp_path, data):
@@ -539,9 +549,9 @@ def test_xla_trains_like_tensorflow(tmp_path, data):
     models = []
     for jit in (False, True):
         keras.utils.set_random_seed(0)
-        backbone = tiny.backbone(norm="bn_inference")
+        backbone = tiny.PlainBackbone(norm="bn_inference")
         arguments = {"steps": 2, "step_options": StepOptions(pad_to=(96, 96), max_boxes=8, jit_compile=jit)}
-        models.append(run(tmp_path / str(jit), data, model=tiny.detector(backbone=backbone), **arguments))
+        models.append(run(tmp_path / str(jit), data, model=detector(backbone=backbone), **arguments))
     for a, b in zip(*map(tiny.weights, models), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -569,7 +579,7 @@ def test_memory_stays_flat_over_300_steps_of_many_image_sizes(tmp_path, data):
 
 
 def frozen_detector(**kwargs):
-    return tiny.detector(backbone=tiny.backbone(**kwargs))
+    return detector(backbone=tiny.backbone(**kwargs))
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn", "gn"])
@@ -597,7 +607,7 @@ def test_frozen_pretrained_layers_train(tmp_path, data):
 
 
 def test_default_backbone_trains(tmp_path, data):
-    model = tiny.detector(backbone=ResNet(18, stages=(1, 1, 1, 1), width=8))
+    model = detector(backbone=ResNet(18, stages=(1, 1, 1, 1), width=8))
     run(tmp_path, data, model=model, steps=1)
     assert model.backbone.stem.trainable_weights
 

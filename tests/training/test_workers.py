@@ -101,14 +101,14 @@ def tf_config(workers, index=0, **task):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (None, "None and lacks a cluster, or a task of it"),
+        (None, "None and lacks a cluster, or a task that is in the cluster"),
         ("{}", "lacks a cluster"),
-        (tf_config(["a:1"], type="evaluator"), "lacks a cluster, or a task of it"),
-        (tf_config(["a:1"], index="x"), "lacks a cluster, or a task of it"),
+        (tf_config(["a:1"], type="evaluator"), "lacks a cluster, or a task that is in the cluster"),
+        (tf_config(["a:1"], index="x"), "lacks a cluster, or a task that is in the cluster"),
         (tf_config("127.0.0.1:23411"), "does not list the workers"),
         (tf_config([]), "does not list the workers"),
         (tf_config(["a:1", "b"]), "has 'b' instead of host:port of a worker"),
-        (tf_config(["a:1", "b:1"], index=2), "has the task index 2; expected 0 to 1, because its cluster lists 2"),
+        (tf_config(["a:1", "b:1"], index=2), "has the task index 2; expected 0 to 1, the index of an address"),
         (tf_config(["a:1", "b:1"], index=-1), "has the task index -1"),
     ],
 )

@@ -27,16 +27,16 @@ _WARMUP_SIZES = ((480, 640), (640, 480))
 
 @contextlib.contextmanager
 def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Adds a version to a folder for TF Serving, where it appears only once it is complete.
+    """Adds a version to a folder for TF Serving; the version appears there only when it is complete.
 
-    A server that watches the folder thus never loads an incomplete version, and a failed export leaves no version.
+    A server that watches the folder therefore never loads an incomplete version, and a failed export leaves none.
 
     Args:
         folder: The folder to serve, a new folder or that of an earlier export. The version becomes
             `models/detector/NUMBER` in the folder.
 
     Yields:
-        The path to which the block must write the SavedModel, and the path that it has afterwards.
+        The path to which the ``with`` block must write the SavedModel, and its path after the block.
 
     Raises:
         UserError: If tensorflow-serving-api is not installed.

@@ -53,7 +53,7 @@ def rotate_90(example: dict[str, Any], turns: tf.Tensor) -> dict[str, Any]:
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
-        turns: Number of rotations by 90 degrees, () int32 in 0..3.
+        turns: Number of rotations by 90 degrees, a scalar int32 in 0..3.
 
     Returns:
         The rotated example.

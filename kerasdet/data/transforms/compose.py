@@ -39,16 +39,16 @@ def apply_if(
     """Applies a change if a condition holds.
 
     Args:
-        when: Condition, () bool.
+        when: Condition, a scalar bool.
         change: Function that returns the changed example; it runs only if the condition holds.
         example: Tensors of one image, see `kerasdet.data.transforms`.
-        otherwise: Function that returns an example to use instead of the unchanged one. None: the unchanged example.
+        otherwise: Function that returns the example to use if the condition does not hold. None: `example`.
 
     Returns:
-        The changed or the unchanged example.
+        The changed example if the condition holds, otherwise the other one.
 
     Raises:
-        UserError: If the two examples have different keys or types; TensorFlow's graphs require the same.
+        UserError: If the two examples have different keys or types, which a TensorFlow graph does not allow.
     """
     specs = []
 
@@ -80,8 +80,8 @@ def at_random(probability: float, draw: tf.Tensor, change: Callable[[], Example]
     """Applies a change with a probability.
 
     Args:
-        probability: Probability of the change. If it is 0 or 1, the graph contains no condition.
-        draw: Uniform random number in [0, 1), () float32.
+        probability: Probability of the change, in [0, 1]. If it is 0 or 1, the graph contains no condition.
+        draw: Uniform random number in [0, 1), a scalar float32.
         change: Function that returns the changed example.
         example: Tensors of one image, see `kerasdet.data.transforms`.
 
@@ -102,7 +102,7 @@ def bind(transforms: Sequence[Transform], draw: Draw) -> tuple[Transform, ...]:
 
     Args:
         transforms: Callables ``(example, seed) -> example``. If one has a method `bind`, it is called.
-        draw: Function from a seed, (2,) int32, to the decoded example of a random image.
+        draw: Function that takes a seed, (2,) int32, and returns the decoded example of a random image.
 
     Returns:
         The transforms, all of them callable as ``(example, seed) -> example`` inside a graph.
@@ -143,10 +143,10 @@ class RandomApply:
         """Passes a source of further images to the transforms that mix several images.
 
         Args:
-            draw: Function from a seed, (2,) int32, to the decoded example of a random image.
+            draw: Function that takes a seed, (2,) int32, and returns the decoded example of a random image.
 
         Returns:
-            A copy with bound transforms.
+            A copy of this object whose transforms use this source.
         """
         return dataclasses.replace(self, transforms=bind(self.transforms, draw))
 
@@ -195,10 +195,10 @@ class UntilStep:
         """Passes a source of further images to the transforms that mix several images.
 
         Args:
-            draw: Function from a seed, (2,) int32, to the decoded example of a random image.
+            draw: Function that takes a seed, (2,) int32, and returns the decoded example of a random image.
 
         Returns:
-            A copy with bound transforms.
+            A copy of this object whose transforms use this source.
         """
         return dataclasses.replace(self, transforms=bind(self.transforms, draw), afterwards=bind(self.afterwards, draw))
 

@@ -55,7 +55,7 @@ class CopyPaste(MixTransform):
         Args:
             example: Tensors of one image with `masks`, see `kerasdet.data.transforms`.
             seed: Seed of all randomness, (2,) int32.
-            draw: Function from a seed, (2,) int32, to the example of a random image, after `transforms`.
+            draw: Function that takes a seed, (2,) int32, and returns the example of a random image, after `transforms`.
 
         Returns:
             The example with the pasted objects.

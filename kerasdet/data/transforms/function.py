@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.data.transforms.objects import keep_visible
+from kerasdet.data.transforms.objects import full_masks, keep_visible
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import crops
-from kerasdet.geometry import masks as mask_ops
 
-_RANKS = {"image": 3, "boxes": 2, "class_ids": 1, "is_crowd": 1, "masks": 3, "keypoints": 3}
+_RANKS = {"image": 3, "boxes": 2, "class_ids": 1, "is_crowd": 1, "masks": 3, "keypoints": 3, "extra_values": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,8 @@ class NumpyTransform:
     function gets a dict of arrays and an integer seed, and returns a dict with the arrays that it changes: `image` (H,
     W, 3) uint8, `boxes` (M, 4) yxyx in pixels, `class_ids` (M,), `is_crowd` (M,), and if the dataset has them, `masks`
     (M, H, W) bool, in the size of the image, and `keypoints` (M, J, 3) as (y, x, visibility). To drop an object, the
-    function removes its row from all arrays. Boxes are clipped to the image afterwards; boxes without area are dropped.
+    function removes its row from all arrays. Numbers of `extra_annotation_keys` are the columns of `extra_values`
+    (M, V). Boxes are clipped to the image afterwards; boxes without area are dropped.
 
     Args:
         function: Function ``(arrays, seed) -> arrays``. All randomness must come from the seed.
@@ -58,7 +58,8 @@ class NumpyTransform:
         """
         crop_size = example["masks"].shape[-1] if "masks" in example else None
         names = [name for name in _RANKS if name in example and (name == "image" or not self.image_only)]
-        values = [_bitmaps(example) if name == "masks" else example[name] for name in names]
+        size = tf.unstack(tf.shape(example["image"])[:2])
+        values = [full_masks(example, *size) if name == "masks" else example[name] for name in names]
         number = tf.random.stateless_uniform([], seed, 0, tf.int32.max, tf.int32)
 
         def call(number, *arrays):
@@ -94,13 +95,6 @@ class NumpyTransform:
         return [np.ascontiguousarray(arrays[name], dtype) for name, dtype in types.items()]
 
 
-def _bitmaps(example):
-    """Returns masks as large as the image, (M, H, W) bool."""
-    size = tf.shape(example["image"])
-    probs = tf.cast(example["masks"], tf.float32) / 255
-    return mask_ops.paste_masks(probs, example["boxes"], size[0], size[1])
-
-
 def _unusable(changed, arrays):
     """Returns an error message if the names or ranks of returned arrays are wrong, otherwise None."""
     if not isinstance(changed, Mapping):
@@ -123,5 +117,5 @@ def _mismatch(arrays, size):
         return f"masks of shape {arrays['masks'].shape} for an image of {shape}; expected the image's height and width"
     rows = {name: len(value) for name, value in arrays.items() if name != "image"}
     if len(set(rows.values())) > 1:
-        return f"{rows} as numbers of objects; expected the same number in all arrays"
+        return f"arrays with different numbers of objects, {rows}; expected the same number in all arrays"
     return None

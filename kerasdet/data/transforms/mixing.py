@@ -12,7 +12,7 @@ from kerasdet.errors import UserError
 
 
 class MixTransform:
-    """Base class of transforms that mix an image with further images of the dataset.
+    """Base class of transforms that mix an image with other images of the dataset, such as `Mosaic`.
 
     `training_batches` calls `bind`, which turns the transform into a callable ``(example, seed) -> example``. The
     further images depend only on the seed, so runs are reproducible and can be resumed. A subclass defines `mix`, and
@@ -25,7 +25,7 @@ class MixTransform:
         """Connects the transform to a source of further images.
 
         Args:
-            draw: Function from a seed, (2,) int32, to the decoded example of a random image.
+            draw: Function that takes a seed, (2,) int32, and returns the decoded example of a random image.
 
         Returns:
             The transform as a callable ``(example, seed) -> example``.
@@ -44,7 +44,7 @@ class MixTransform:
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
             seed: Seed of all randomness, (2,) int32.
-            draw: Function from a seed, (2,) int32, to the example of a random image, after `transforms`.
+            draw: Function that takes a seed, (2,) int32, and returns the example of a random image, after `transforms`.
 
         Returns:
             The mixed example. Other keys, such as `image_id`, have the values of `example`.

@@ -11,8 +11,9 @@ import tensorflow as tf
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry import crops
 from kerasdet.geometry import keypoints as keypoint_ops
+from kerasdet.geometry.masks import paste_masks
 
-OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints")
+OBJECT_KEYS = ("boxes", "class_ids", "is_crowd", "masks", "keypoints", "extra_values")
 
 
 def select(example: dict[str, Any], keep: tf.Tensor) -> dict[str, Any]:
@@ -41,6 +42,22 @@ def join(example: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """
     names = [name for name in OBJECT_KEYS if name in example]
     return {**example, **{name: tf.concat([example[name], other[name]], 0) for name in names}}
+
+
+def full_masks(example: dict[str, Any], height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor | None:
+    """Pastes the masks of an example into bitmaps of the size of its image.
+
+    Args:
+        example: Tensors of one image, see `kerasdet.data.transforms`.
+        height: H, height of the image in pixels.
+        width: W, width of the image in pixels.
+
+    Returns:
+        The masks, (M, H, W) bool, or None if the example has no masks.
+    """
+    if "masks" not in example:
+        return None
+    return paste_masks(tf.cast(example["masks"], tf.float32) / 255, example["boxes"], height, width)
 
 
 def scale(example: dict[str, Any], factor: tf.Tensor) -> dict[str, Any]:
@@ -93,7 +110,7 @@ def cut(
 
 
 def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, min_size: float) -> dict[str, Any]:
-    """Cuts objects to parts of their boxes and drops objects of which too little is left.
+    """Cuts objects to the given parts of their boxes, and drops objects that keep too little.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
@@ -109,9 +126,8 @@ def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, 
     example = {**example, "boxes": boxes}
     share = tf.math.divide_no_nan(box_ops.area(boxes), box_ops.area(old))
     if "masks" in example:
-        rows = tf.where(
-            is_cut & (share > 0)
-        )  # only for cut objects: resampling would change the masks of others slightly
+        # Only for cut objects: resampling would change the masks of others slightly
+        rows = tf.where(is_cut & (share > 0))
         at = rows[:, 0]
         masks, before, window = (tf.gather(value, at) for value in (example["masks"], old, boxes))
         tight = crops.tight_boxes(crops.recrop(masks, before, window), window)

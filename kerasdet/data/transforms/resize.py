@@ -48,7 +48,7 @@ class ResizeShortestEdge:
         if not scales or min(scales) <= 0 or (self.sampling == "range" and len(scales) > 1):
             raise UserError(
                 f"ResizeShortestEdge got scales={scales} with sampling={self.sampling!r}; expected at least one "
-                "factor above 0, and exactly one with 'range'. Change scales."
+                "factor above 0, and exactly one factor with sampling='range'. Change scales."
             )
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:

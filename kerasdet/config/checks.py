@@ -65,7 +65,7 @@ def _prefixes(scope):
 
 
 def has_effect(target: str, used: Collection[Part]) -> bool:
-    """Tells whether a binding sets a macro, or an argument of a gin configurable, that is used.
+    """Tells whether the configuration uses the macro or the gin configurable that a binding sets.
 
     Args:
         target: Left side of a binding, such as "train/CocoDataset.masks" or "LR".
@@ -108,7 +108,7 @@ def targets(text: str) -> list[str]:
 
 
 def check_text(text: str, path: Path) -> None:
-    """Checks that a text may be a gin configuration, and that each binding has one value.
+    """Checks that the contents of a file can be a gin configuration, and that each binding has one value.
 
     Args:
         text: Contents of the file.
@@ -132,7 +132,7 @@ def check_text(text: str, path: Path) -> None:
     for number, (line, following) in enumerate(itertools.pairwise(lines), 1):
         found = re.match(r"([A-Za-z_][\w./]*)\s*=\s*(#.*)?$", line)
         if found and not following.startswith((" ", "\t")):
-            raise UserError(f"{path}: line {number}: {found[1]} has no value. Write a value behind the =.")
+            raise UserError(f"{path}: line {number}: {found[1]} has no value. Write a value after the =.")
         for target in targets(line):
             if (first := place.setdefault(target, number)) != number:
                 raise UserError(
@@ -233,8 +233,8 @@ def check_type(
 ) -> None:
     """Checks that a value has the annotated type of an argument.
 
-    Only numbers, strings and sequences are checked, and that no number or string stands for an object of Keras or
-    kerasdet.
+    The function checks numbers, strings and sequences. It also rejects a number or string in the place of an object of
+    Keras or kerasdet.
 
     Args:
         name: Name of the binding, for the error message.
@@ -272,24 +272,24 @@ def check_type(
 
 
 def check_called(name: str, value: Any, references: Sequence[Any], item: Callable, argument: str) -> None:
-    """Checks that a value has no class in the place of an object: @AdamW instead of @AdamW().
+    """Checks that a value contains objects and not their classes: @AdamW() and not @AdamW.
 
     Args:
         name: Name of the binding, for the error message.
-        value: Value to check, for the error message.
-        references: gin's references in the value.
+        value: The value, for the error message.
+        references: The gin references in the value, such as @AdamW; these are checked.
         item: Class or function that has the argument.
         argument: Name of the argument.
 
     Raises:
-        UserError: If a reference is a class, but the argument does not take classes.
+        UserError: If the value contains a class, but the argument does not take classes.
     """
     takes_classes = {type, collections.abc.Callable} & _kinds(item, argument)
     for reference in references:
         if not reference.evaluate and isinstance(reference.configurable.wrapped, type) and not takes_classes:
             is_list = isinstance(value, list | tuple)
             raise UserError(
-                f"{name} {'has' if is_list else 'is'} {reference!r}, a class: expected an object of it. Write "
+                f"{name} {'has' if is_list else 'is'} {reference!r}, a class: expected an object. Write "
                 f"{_called(repr(reference))}."
             )
 
