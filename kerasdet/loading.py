@@ -281,8 +281,6 @@ def _check_keras_file(file):
             names = archive.namelist()
     if "config.json" in names:
         return
-    if not file.stat().st_size:
-        raise UserError(f"{file} is empty (0 bytes): expected {_MODEL}. Copy or save it again.")
     is_torch = any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
     suffix = file.suffix.lower()
     if is_torch or (suffix in _CHECKPOINT_SUFFIXES and looks_like_checkpoint(file)):
@@ -292,6 +290,8 @@ def _check_keras_file(file):
         )
     if format_of(file.parent) is not None:
         raise UserError(f"{file} is a part of an export: pass its folder, {file.parent}.")
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty (0 bytes): expected {_MODEL}. Copy or save it again.")
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
             raise UserError(f"{file} is {what}")

@@ -130,6 +130,7 @@ def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", terminal)
     assert kerasdet("data", "check", write_json(tmp_path / "train.json", data)) == 2  # it has no objects
+    terminal.flush()
     assert b"\\u732b" in terminal.buffer.getvalue()
 
 
