@@ -75,7 +75,7 @@ def _errors_of_images(analysis, result):
     table = np.zeros((shown.num_images, len(ERRORS)), int)
     wrong = (errors.kinds >= 0) & ~errors.excused
     np.add.at(table, (shown.images[wrong], errors.kinds[wrong]), 1)
-    np.add.at(table[:, MISSED], shown.object_images[errors.missed], 1)
+    np.add.at(table[:, MISSED], shown.object_images[errors.unexplained], 1)
     found = [Counter({name: n for name, n in zip(ERRORS, row.tolist(), strict=True) if n}) for row in table]
     for name, objects in () if result is None else (("fixed", result.fixed), ("broken", result.broken)):
         for image in shown.object_images[objects].tolist():

@@ -368,7 +368,9 @@ def matrix(
         },
         {"mark": {"type": "text", "aria": False}, "encoding": {"y": y, "x": x, "text": {"field": "text"}}},
     ]
-    return Chart({"data": {"values": values}, "layer": layers}, description, height=34 * len(rows) + 110)
+    padding = {"left": 0, "top": 0, "right": 32, "bottom": 0}  # the last slanted label reaches beyond its column
+    spec = {"data": {"values": values}, "layer": layers, "padding": padding}
+    return Chart(spec, description, height=34 * len(rows) + 110)
 
 
 _WHOLE = {
