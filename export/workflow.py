@@ -94,7 +94,8 @@ def export_and_verify(
         raise UserError(f"Format {format} does not use calibration images: remove them, or use another format.")
     if serving and export_format.new_version is None:
         raise UserError(
-            f"No server can load format {format}: remove --serving (Python: serving=), or use format saved_model."
+            f"Format {format} has no folder layout of a model server: remove --serving (Python: serving=), or use "
+            "format saved_model or openvino."
         )
     images = read_images(verify_images) or sample_images()
     write_options = {"precision": precision, "gin_config": gin_config, **options}

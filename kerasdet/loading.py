@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 
 from kerasdet.checkpoints.cache import is_published, local_path
+from kerasdet.checkpoints.zoo import find, similar
 from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
@@ -101,6 +102,11 @@ def load_predictor(path: str | Path) -> Predictor:
         FileNotFoundError: If the path contains no model.
         UserError: If the model is not a detector but, for example, a backbone, or if it cannot be loaded.
     """
+    if is_published(path) and find(Path(path).as_posix()).task == "backbone":  # before 100 MB are downloaded
+        raise UserError(
+            f"{path} is a backbone, not a detector: choose a detector that `kerasdet zoo` lists, or pass the backbone "
+            "to a recipe that trains from one."
+        )
     model = load(path)
     if not isinstance(model, Predictor):
         raise UserError(
@@ -280,6 +286,8 @@ def _check_keras_file(file):
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, "
             "and pass the folder that this command writes."
         )
+    if format_of(file.parent) is not None:
+        raise UserError(f"{file} is a part of an export: pass its folder, {file.parent}.")
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
             raise UserError(f"{file} is {what}")
@@ -288,12 +296,15 @@ def _check_keras_file(file):
 
 def _model_file(path):
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.")
+        name = similar(path.as_posix())
+        hint = f" Did you mean {name}, which `kerasdet zoo` lists?" if name else ""
+        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.{hint}")
     if path.is_file():
         return path
     found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]
     if not found:
-        inside = [file for file in path.iterdir() if file.suffix.lower() in (".keras", *_CHECKPOINT_SUFFIXES)]
+        suffixes = (".keras", *_CHECKPOINT_SUFFIXES)
+        inside = [file for file in path.iterdir() if file.suffix.lower() in suffixes or format_of(file) is not None]
         hint = f" Did you mean {min(inside)}?" if inside else ""
         raise FileNotFoundError(
             f"The folder {path} contains no model: pass the OUT_DIR of a training run, a .keras file or an "

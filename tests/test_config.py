@@ -243,7 +243,7 @@ def test_mmdetection_recipe_equals_its_source(name):
     for part, theirs in expected.items():
         ours = configured(f"FCOS.{part}")
         assert (type(ours), ours.get_config()) == (type(theirs), theirs.get_config())
-    arguments = {"FCOS": spec.model, "ResNet": spec.backbone, "ConvTop": spec.top}
+    arguments = {"Centerness": spec.centerness, "ResNet": spec.backbone, "ConvTop": spec.top}
     for owner, parameters in {**arguments, "Preprocessing": spec.preprocessing}.items():
         for parameter, argument in parameters.items():
             assert gin.query_parameter(f"{owner}.{parameter}") == argument, parameter

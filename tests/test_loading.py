@@ -94,6 +94,17 @@ def test_damaged_file_raises_and_is_named(tmp_path, file):
         load(damaged)
 
 
+def test_part_of_an_export_and_folder_of_versions_raise(tmp_path):
+    version = tmp_path / "served" / "1"
+    version.mkdir(parents=True)
+    for name in ("model.xml", "model.bin"):
+        (version / name).write_text("")
+        with pytest.raises(UserError, match=rf"{name} is a part of an export: pass its folder, .*/served/1\."):
+            load(version / name)
+    with pytest.raises(FileNotFoundError, match=r"contains no model: .* Did you mean .*/served/1\?"):
+        load(version.parent)
+
+
 def test_unknown_class_raises_one_line(tmp_path):
     class Homemade(keras.Model):
         pass

@@ -223,6 +223,9 @@ def _properties(model, options, size, gin_config):
 
 def _rule(preprocessing: Preprocessing, size) -> str:
     """Returns a sentence that says how an image is converted to the input."""
+    if preprocessing.rounding == "square":
+        height, width = size or [min(preprocessing.shortest, preprocessing.longest)] * 2
+        return f"RGB, 0..255: stretched to {height}x{width} (height x width), kernel {preprocessing.kernel}."
     if size:
         fill = ", ".join(f"{value:g}" for value in preprocessing.filling)
         return (

@@ -4,6 +4,7 @@
 the arguments are parsed, so that ``--help`` and usage errors respond immediately.
 """
 
+import io
 import logging
 import os
 import sys
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: For ``--help`` (code 0), usage errors (2), and after SIGTERM (143).
     """
     options = make_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the encoding of the terminal lacks
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kerasdet").setLevel(logging.INFO)
     try:

@@ -130,7 +130,7 @@ def _sections(run, against, analysis: Analysis, other, result, cases, open_pictu
         analysis_images.images(analysis, cases, open_picture, labels, result),
         sections.numbers(analysis, words),
         sections.classes(analysis),
-        analysis_curves.scores(analysis, shlex.quote(run.name) if run.seconds else "MODEL"),
+        analysis_curves.scores(analysis, "MODEL" if run.model is None else shlex.quote(run.name)),
         analysis_curves.reliability(analysis),
     ]
     return [each for each in made if each is not None]
@@ -179,7 +179,7 @@ def _tiles(analysis, run):
         ("images", number(len(analysis.image_ids))),
         ("objects", number(int(analysis.positives[0].sum()))),
         ("detections", number(len(analysis.instances.scores))),
-        ("best threshold", "-" if best is None else f"{best.score:g}"),
+        ("best threshold", "-" if best is None else page.decimal(best.score)),
     ]
     if run.seconds:
         values.append(("median per image", f"{1000 * float(np.median(run.seconds)):.0f} ms"))

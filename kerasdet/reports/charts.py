@@ -6,6 +6,7 @@ shows as a tooltip.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ _CONFIG = {
     "rule": {"color": "var(--marker)", "strokeDash": [4, 3], "strokeWidth": 1.5},
     "text": {"color": "var(--ink)", "fontSize": 12},
 }
+# Characters that XML does not allow. vl-convert 1.9 aborts the whole process when the text of a chart has one.
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def check_library() -> None:
@@ -83,7 +86,18 @@ class Chart:
 
         size = {"width": WIDTHS[width], "height": self.height, "autosize": {"type": "fit", "contains": "padding"}}
         spec = {**size, "padding": 0, "config": _CONFIG, **self.spec}
-        return vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=_VERSION)
+        return vl_convert.vegalite_to_svg(json.dumps(_drawable(spec)), vl_version=_VERSION)
+
+
+def _drawable(value):
+    """Replaces characters that a drawing cannot have, in all strings of a specification."""
+    if isinstance(value, str):
+        return _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, Mapping):
+        return {key: _drawable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_drawable(each) for each in value]
+    return value
 
 
 def bars(rows: Sequence[tuple[str, float, str]], axis: str, description: str) -> Chart:
@@ -354,7 +368,9 @@ def matrix(
         },
         {"mark": {"type": "text", "aria": False}, "encoding": {"y": y, "x": x, "text": {"field": "text"}}},
     ]
-    return Chart({"data": {"values": values}, "layer": layers}, description, height=34 * len(rows) + 110)
+    padding = {"left": 0, "top": 0, "right": 32, "bottom": 0}  # the last slanted label reaches beyond its column
+    spec = {"data": {"values": values}, "layer": layers, "padding": padding}
+    return Chart(spec, description, height=34 * len(rows) + 110)
 
 
 _WHOLE = {

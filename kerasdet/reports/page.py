@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 import kerasdet
 from kerasdet.errors import UserError
 from kerasdet.reports.charts import Chart
@@ -140,6 +142,22 @@ def number(value: float, digits: int = 0) -> str:
         The formatted string.
     """
     return f"{value:,.{digits}f}"
+
+
+def decimal(value: float) -> str:
+    """Formats a number with all its digits and without an exponent, so that it can be pasted into a command.
+
+    Args:
+        value: Number to format.
+
+    Returns:
+        The formatted string.
+
+    Example:
+        >>> decimal(0.12345671), decimal(1e-07), decimal(0.0)
+        ('0.12345671', '0.0000001', '0')
+    """
+    return np.format_float_positional(value, trim="-")
 
 
 def share(part: float, whole: float) -> str:
@@ -426,6 +444,7 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
 </html>
 """,
         encoding="utf-8",
+        errors="replace",  # a name of a file that is not UTF-8
     )
 
 
