@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 
 from kerasdet.checkpoints.cache import is_published, local_path
+from kerasdet.checkpoints.zoo import find, similar
 from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
@@ -101,6 +102,11 @@ def load_predictor(path: str | Path) -> Predictor:
         FileNotFoundError: If the path contains no model.
         UserError: If the model is not a detector but, for example, a backbone, or if it cannot be loaded.
     """
+    if is_published(path) and find(Path(path).as_posix()).task == "backbone":  # before 100 MB are downloaded
+        raise UserError(
+            f"{path} is a backbone, not a detector: choose a detector that `kerasdet zoo` lists, or pass the backbone "
+            "to a recipe that trains from one."
+        )
     model = load(path)
     if not isinstance(model, Predictor):
         raise UserError(
@@ -290,7 +296,9 @@ def _check_keras_file(file):
 
 def _model_file(path):
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.")
+        name = similar(path.as_posix())
+        hint = f" Did you mean {name}, which `kerasdet zoo` lists?" if name else ""
+        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.{hint}")
     if path.is_file():
         return path
     found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
+from kerasdet.checkpoints.cache import is_published
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
 from kerasdet.cli.analyze import analyze
 from kerasdet.cli.data import run_data
@@ -236,7 +237,7 @@ def _export(options):
     for name, purpose in (("max_ap_drop", "the data to measure AP on"), ("images", "the annotations of these images")):
         if name in given and not options.eval:
             raise UserError(f"--{name.replace('_', '-')} needs --eval, {purpose}: pass both or neither.")
-    if not Path(options.model).exists() and Path(options.out).exists():
+    if Path(options.out).exists() and not (is_published(options.model) or Path(options.model).exists()):
         raise UserError(
             f"The model {options.model} does not exist, but {options.out} does: expected the model first, then the "
             f"file or folder to write. Check the order: kerasdet export {options.out} {options.model}"
