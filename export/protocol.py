@@ -1,6 +1,7 @@
 """Defines the protocol of an export format, which `kerasdet.export.workflow` and `kerasdet.load` use."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -78,6 +79,12 @@ class Format:
     def options(self) -> dict[str, Any]:
         """The format's options with their defaults: keyword arguments of `write`."""
         return {option.name: option.default for option in self.spec.options}
+
+
+def available_cores() -> int:
+    """Returns the number of processor cores that this process may use."""
+    # macOS and Windows lack this function
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[str, np.ndarray]:

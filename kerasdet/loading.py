@@ -6,6 +6,8 @@ from pathlib import Path
 import keras
 
 from kerasdet.checkpoints.cache import is_published, local_path
+from kerasdet.checkpoints.read import looks_like_checkpoint
+from kerasdet.checkpoints.zoo import find, similar
 from kerasdet.data import images
 from kerasdet.errors import UserError
 from kerasdet.export.formats import format_of
@@ -23,6 +25,7 @@ _OTHER_FILES = {
     (".pb",): "a single file of a SavedModel: expected " + _MODEL + ". Pass the folder that contains it.",
     (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
     images.SUFFIXES: "an image: expected " + _MODEL + ". Pass the model first, then the images.",
+    (".index", ".meta"): "a part of a TensorFlow checkpoint: expected " + _MODEL + ".",
     (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
     (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
 }
@@ -101,6 +104,11 @@ def load_predictor(path: str | Path) -> Predictor:
         FileNotFoundError: If the path contains no model.
         UserError: If the model is not a detector but, for example, a backbone, or if it cannot be loaded.
     """
+    if is_published(path) and find(Path(path).as_posix()).task == "backbone":  # before 100 MB are downloaded
+        raise UserError(
+            f"{path} is a backbone, not a detector: choose a detector that `kerasdet zoo` lists, or pass the backbone "
+            "to a recipe that trains from one."
+        )
     model = load(path)
     if not isinstance(model, Predictor):
         raise UserError(
@@ -275,25 +283,37 @@ def _check_keras_file(file):
         return
     is_torch = any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
     suffix = file.suffix.lower()
-    if is_torch or suffix in _CHECKPOINT_SUFFIXES:
+    if is_torch or (suffix in _CHECKPOINT_SUFFIXES and looks_like_checkpoint(file)):
         raise UserError(
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, "
             "and pass the folder that this command writes."
         )
+    if format_of(file.parent) is not None:
+        raise UserError(f"{file} is a part of an export: pass its folder, {file.parent}.")
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty (0 bytes): expected {_MODEL}. Copy or save it again.")
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
             raise UserError(f"{file} is {what}")
+    if suffix in _CHECKPOINT_SUFFIXES:
+        raise UserError(
+            f"{file} is neither a .keras file nor a checkpoint that `kerasdet convert` reads, whatever its suffix: "
+            f"expected {_MODEL}. Download or save it again."
+        )
     raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
 
 
 def _model_file(path):
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.")
+        name = similar(path.as_posix())
+        hint = f" Did you mean {name}, which `kerasdet zoo` lists?" if name else ""
+        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.{hint}")
     if path.is_file():
         return path
     found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]
     if not found:
-        inside = [file for file in path.iterdir() if file.suffix.lower() in (".keras", *_CHECKPOINT_SUFFIXES)]
+        suffixes = (".keras", *_CHECKPOINT_SUFFIXES)
+        inside = [file for file in path.iterdir() if file.suffix.lower() in suffixes or format_of(file) is not None]
         hint = f" Did you mean {min(inside)}?" if inside else ""
         raise FileNotFoundError(
             f"The folder {path} contains no model: pass the OUT_DIR of a training run, a .keras file or an "

@@ -94,14 +94,15 @@ def batch_norm(c: Converter, op: tf.Operation) -> None:
 
 
 def resize(c: Converter, op: tf.Operation) -> None:
-    """Converts ResizeBilinear and ResizeNearestNeighbor with half-pixel centres."""
+    """Converts ResizeBilinear and ResizeNearestNeighbor, with half-pixel centres or, as in TensorFlow 1, without."""
     x, size = op.inputs
     image = c.get(x, True)
     leading = c.builder.add("Slice", c.builder.add("Shape", image), c.builder.integers(0), c.builder.integers(2))
     sizes = c.builder.add("Concat", leading, c.get(size), axis=0)
     mode = "linear" if op.type == "ResizeBilinear" else "nearest"
     centres = "half_pixel" if op.get_attr("half_pixel_centers") else "asymmetric"
-    rounding = {} if mode == "linear" else {"nearest_mode": "floor"}
+    nearest = "round_prefer_ceil" if centres == "half_pixel" else "floor"  # of the position in the input
+    rounding = {} if mode == "linear" else {"nearest_mode": nearest}
     name = c.builder.add("Resize", image, "", "", sizes, mode=mode, coordinate_transformation_mode=centres, **rounding)
     c.set(op.outputs[0], name, True)
 

@@ -1,7 +1,6 @@
 """Loads an exported ONNX file as a `Predictor`."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
+from kerasdet.export.protocol import available_cores
 from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
@@ -174,7 +174,7 @@ class OnnxPredictor(GraphPredictor):
 
     def __init__(self, path: str | Path, num_threads: int | None = None):
         path = expand(path)
-        self._session = _session(path, num_threads or len(os.sched_getaffinity(0)))
+        self._session = _session(path, num_threads or available_cores())
         super().__init__(path, _properties(self._session, path))
         self._names = [output.name for output in self._session.get_outputs()]
 
@@ -265,5 +265,5 @@ def _session(path, num_threads, optimize=True):
     try:
         return ort.InferenceSession(str(path), options, providers=ort.get_available_providers())
     except Exception as error:  # onnxruntime raises classes of its own that share no base
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{path} cannot be loaded by onnxruntime: {reason}. Export the model again.") from None

@@ -95,5 +95,5 @@ def _read(path):
     try:
         return core, core.read_model(path / MODEL_FILE)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{path} cannot be loaded by OpenVINO: {reason}. Export the model again.") from None

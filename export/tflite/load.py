@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, branch_outputs
 from kerasdet.export.network import RawHeads, as_input, to_original
+from kerasdet.export.protocol import available_cores
 from kerasdet.export.tflite.native_log import without_delegate_line
 from kerasdet.inference.padded import from_tf_od, join
 from kerasdet.inference.predictor import Predictor, batch_sizes
@@ -65,7 +65,7 @@ class TFLitePredictor(Predictor):
             with np.load(io.BytesIO(files[ANCHORS_FILE])) as anchors:
                 self._anchors = dict(anchors)
         self._lock = threading.Lock()  # an interpreter runs one image at a time
-        self._run = _make_runner(self.path, num_threads or len(os.sched_getaffinity(0)))
+        self._run = _make_runner(self.path, num_threads or available_cores())
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch of images that have not been resized.

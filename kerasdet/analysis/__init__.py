@@ -4,7 +4,7 @@ All functions use only NumPy. They take an `Instances` object, which `collect` m
 """
 
 from kerasdet.analysis.analyze import Analysis, Comparison, analyze_cases, compare
-from kerasdet.analysis.bootstrap import Interval, coco_matches, interval, resampled, weights
+from kerasdet.analysis.bootstrap import Interval, coco_matches, images_with_objects, interval, resampled, weights
 from kerasdet.analysis.calibration import Calibration, calibration
 from kerasdet.analysis.confusion import confusion
 from kerasdet.analysis.instances import Instances, collect
@@ -31,6 +31,7 @@ __all__ = [
     "collect",
     "compare",
     "confusion",
+    "images_with_objects",
     "interval",
     "match",
     "overall_curve",

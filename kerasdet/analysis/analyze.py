@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasdet.analysis.bootstrap import SAMPLES, Interval, coco_matches, interval, resampled, weights
+from kerasdet.analysis.bootstrap import (
+    SAMPLES,
+    Interval,
+    coco_matches,
+    images_with_objects,
+    interval,
+    resampled,
+    weights,
+)
 from kerasdet.analysis.calibration import Calibration, calibration
 from kerasdet.analysis.confusion import confusion
 from kerasdet.analysis.instances import Instances, collect
@@ -32,6 +40,8 @@ class Analysis:
         instances: Objects and detections.
         samples: Maps metric names to (1 + S,) values: the value for all images, then the values for S resampled sets of
             images, see `kerasdet.analysis.bootstrap.resampled`.
+        images_of: Maps the same names to the numbers of images with objects, see
+            `kerasdet.analysis.bootstrap.images_with_objects`.
         ap: AP for each area range (all, small, medium, large), IoU threshold and class, (4, 10, K); NaN without
             objects.
         positives: Number of objects for each area range and class, (4, K).
@@ -51,6 +61,7 @@ class Analysis:
     image_ids: tuple[int, ...]
     instances: Instances
     samples: dict[str, np.ndarray]
+    images_of: dict[str, np.ndarray]
     ap: np.ndarray
     positives: np.ndarray
     curves: Sequence[Curve]
@@ -66,12 +77,13 @@ class Analysis:
     @property
     def numbers(self) -> dict[str, Interval]:
         """COCO's twelve metrics by name, with their 95 % confidence intervals."""
-        return {name: interval(values) for name, values in self.samples.items() if name != "class"}
+        names = [name for name in self.samples if name != "class"]
+        return {name: interval(self.samples[name], self.images_of[name]) for name in names}
 
     @property
     def class_numbers(self) -> list[Interval]:
         """AP of each of the K classes, with its 95 % confidence interval."""
-        return [interval(values) for values in self.samples["class"].T]
+        return [interval(*pair) for pair in zip(self.samples["class"].T, self.images_of["class"], strict=True)]
 
     @property
     def score(self) -> float:
@@ -181,6 +193,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
         image_ids=tuple(cases.image_ids),
         instances=instances,
         samples=resampled(instances, matches, weights(instances.num_images, samples, seed)),
+        images_of=images_with_objects(instances, matches),
         ap=class_ap(instances, matches),
         positives=matches.positives(instances),
         curves=curves,
@@ -208,9 +221,12 @@ def compare(analysis: Analysis, other: Analysis) -> Comparison:
         The differences, `analysis` minus `other`, and the objects that only one of the runs finds.
     """
     found, was_found = (_found(each.shown) for each in (analysis, other))
+    changes = {name: values - other.samples[name] for name, values in analysis.samples.items()}
+    images, limits = analysis.images_of, (-1.0, 1.0)
+    per_class = zip(changes.pop("class").T, images["class"], strict=True)
     return Comparison(
-        {name: interval(analysis.samples[name] - other.samples[name]) for name in analysis.samples if name != "class"},
-        [interval(values) for values in (analysis.samples["class"] - other.samples["class"]).T],
+        {name: interval(values, images[name], limits) for name, values in changes.items()},
+        [interval(values, number, limits) for values, number in per_class],
         found & ~was_found,
         was_found & ~found,
     )

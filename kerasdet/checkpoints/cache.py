@@ -6,14 +6,16 @@ downloaded and converted again.
 """
 
 import hashlib
+import logging
 import os
 import random
 import urllib.parse
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kerasdet.checkpoints.convert import to_model
-from kerasdet.checkpoints.download import check, download, file_hash
+from kerasdet.checkpoints.download import check, download, file_hash, shown
 from kerasdet.checkpoints.read import read
 from kerasdet.checkpoints.sources import SOURCES
 from kerasdet.checkpoints.zoo import Weights, find, is_name
@@ -23,6 +25,8 @@ from kerasdet.paths import cache_home, expand
 
 # Increase it if models converted by an earlier kerasdet no longer load, or would be converted differently.
 _CONVERSION = 2
+
+log = logging.getLogger(__name__)
 
 
 def local_path(path: str | os.PathLike) -> str | os.PathLike:
@@ -80,7 +84,7 @@ def model_folder(weights: Weights) -> Path:
     """Returns the folder of the converted model of published weights. The first call downloads and converts them.
 
     Several processes may call this function at the same time: one process does the work, the others wait. A killed
-    process leaves no incomplete model.
+    process leaves no incomplete model. A model that the disk damaged later is converted again.
 
     Args:
         weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
@@ -92,12 +96,15 @@ def model_folder(weights: Weights) -> Path:
         UserError: If the weights cannot be downloaded or converted.
     """
     folder = converted_folder(weights)
-    if (folder / "model.keras").exists():
-        return folder
+    model = folder / "model.keras"
     try:
+        if _is_intact(model):
+            return folder
         with waiting_lock(folder.parent / ".lock", f"Another process prepares {weights.name}: waiting for it."):
-            if not (folder / "model.keras").exists():
-                convert(weights, fetch(weights), folder / "model.keras")
+            if not _is_intact(model):
+                if model.exists():
+                    log.warning("%s is damaged: it is converted again.", model)
+                _prepare(weights, model)
     except OSError as error:
         raise UserError(f"{error} Set KERASDET_HOME to a folder that can be written to.") from None
     return folder
@@ -120,6 +127,35 @@ def mirrored(url: str) -> str:
     if "://" not in mirror:
         mirror = expand(mirror, "KERASDET_MIRROR").absolute().as_uri()
     return f"{mirror.rstrip('/')}/{_host_and_path(url)}"
+
+
+def _is_intact(model):
+    """Tells whether a converted model exists and all its bytes are as they were written."""
+    if not model.exists():
+        return False
+    try:
+        with zipfile.ZipFile(model) as archive:
+            return archive.testzip() is None
+    except PermissionError:
+        raise
+    except Exception:  # a damaged archive raises errors of many types
+        return False
+
+
+def _prepare(weights, model):
+    """Downloads a published file if necessary, and converts it."""
+    file = fetch(weights)
+    is_verified = weights.digest is not None or _record(file).exists()
+    try:
+        convert(weights, file, model)
+    except UserError as error:
+        if is_verified:
+            raise
+        file.unlink()  # such as the login page of a network: without a hash, only the conversion finds it
+        raise UserError(f"{shown(mirrored(weights.url))} was removed from the cache. {error}") from None
+    if not is_verified:
+        with replacing(_record(file)) as record:
+            record.write_text(file_hash(file, "sha256"))
 
 
 def fetch(weights: Weights) -> Path:
@@ -148,14 +184,11 @@ def fetch(weights: Weights) -> Path:
         raise UserError(
             f"{weights.name} is not in the cache {cache_home()} and cannot be downloaded: {error}"
         ) from None
-    if digest is None:
-        with replacing(_record(path)) as file:
-            file.write_text(file_hash(path, "sha256"))
     return path
 
 
 def _recorded(path):
-    """Returns the hash of the first download, for files without a published hash; later downloads must match."""
+    """Returns the hash of the first file that was converted, for files without a published hash."""
     record = _record(path)
     return ("sha256", record.read_text()) if record.exists() else None
 
@@ -205,7 +238,9 @@ def published_file(weights: Weights) -> Path:
 
 
 def converted_folder(weights: Weights) -> Path:
-    """Returns the folder of a converted model, which changes with the table of the source and the published file.
+    """Returns the folder of a converted model.
+
+    A change of the description of the source model, or another published file, leads to another folder.
 
     Args:
         weights: Value of `kerasdet.checkpoints.zoo.ZOO`.

@@ -29,13 +29,10 @@ TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
 _ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
+_SAFE = "/%:@!$&'()*+,;=~"  # characters of a URL's path that are not encoded; a path may be encoded already
 # HTTP codes, and errors, after which another try may succeed
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
-_PASSING = (
-    TimeoutError,
-    ConnectionResetError,
-    http.client.IncompleteRead,
-)
+_PASSING = (TimeoutError, ConnectionResetError, http.client.IncompleteRead)
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +137,13 @@ def shown(url: str) -> str:
     Returns:
         The URL without user name and password.
     """
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
+    return re.sub(r"(?<=://)[^/?#]*@", "", url)  # up to the last @: passwords may contain one
 
 
 def _complete(url, partial):
     """Downloads the rest of a partial file, in several attempts. Returns whether the file had contents before."""
     start, failed = _size(partial), 0
+    most = start  # a server that states a wrong length would otherwise be asked for the same bytes for ever
     while True:
         before = _size(partial)
         try:
@@ -153,19 +151,23 @@ def _complete(url, partial):
             return start > 0
         except urllib.error.HTTPError as error:
             error.close()
-            reason = f"answers {error.code} ({str(error.reason).splitlines()[0]})"
+            words = str(error.reason).splitlines()  # none from servers that send only the code
+            reason = f"answers {error.code}{f' ({words[0]})' if words else ''}"
             if error.code == 416 and before:
                 # The file on the server is not longer than the partial file, or has changed
                 partial.unlink()
                 reason = "has no more bytes than the earlier download"
             elif error.code not in _BUSY:
                 raise UserError(f"{shown(url)} {reason}. {_advice(error.code)}") from None
-        except (_Cut, urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        except UserError:
+            raise
+        except (_Cut, http.client.HTTPException, OSError, ValueError) as error:  # ValueError: of an invalid URL
             is_cut = isinstance(error, _Cut) or _size(partial) > start
             reason = f"{'failed' if is_cut else 'cannot be reached'} ({_reason(error)})"
             if not is_cut and not isinstance(error, _PASSING):
                 raise UserError(f"{shown(url)} {reason}. {_advice(None)}") from None
-        failed = 1 if _size(partial) >= before + _ENOUGH else failed + 1
+        failed = 1 if _size(partial) >= most + _ENOUGH else failed + 1
+        most = max(most, _size(partial))
         if failed > len(WAITS):
             kept = " The next call continues with the missing bytes." if _size(partial) else ""
             raise UserError(
@@ -217,7 +219,8 @@ def _request(url):
     parts = urllib.parse.urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(
-        parts._replace(netloc=host).geturl(), headers={"User-Agent": "kerasdet", "Accept-Encoding": "identity"}
+        parts._replace(netloc=host, path=urllib.parse.quote(parts.path, safe=_SAFE)).geturl(),
+        headers={"User-Agent": "kerasdet", "Accept-Encoding": "identity"},
     )
     if at:
         credentials = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
@@ -236,8 +239,8 @@ def _position(response):
                 f"{response.headers.get('Content-Range')!r}; expected 'bytes START-END/TOTAL'"
             )
         return int(match[1]), None if match[2] == "*" else int(match[2])
-    length = response.headers.get("Content-Length")
-    return 0, None if length is None else int(length)
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
 
 
 def _resumable(url, partial):
@@ -293,7 +296,7 @@ def _reason(error):
     inner = getattr(error, "reason", error)
     if isinstance(inner, TimeoutError):
         return f"no data received for {TIMEOUT:g} s"
-    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return " ".join((getattr(inner, "strerror", None) or str(inner)).split()) or type(inner).__name__
 
 
 def _advice(code):

@@ -120,6 +120,21 @@ def is_name(text: str) -> bool:
     return framework in LICENSES and bool(slash and model) and "/" not in model
 
 
+def similar(text: str) -> str:
+    """Finds the name of published weights that differs from a text only in the framework or in few letters.
+
+    Args:
+        text: Any string, such as ``rtmdet-tiny`` or ``mmdetection/rtmdet_tiny``.
+
+    Returns:
+        The most similar name, such as ``mmdet/rtmdet_tiny``; an empty string if no name is similar.
+    """
+    models = {name.partition("/")[2].lower(): name for name in reversed(ZOO)}
+    wanted = text.rpartition("/")[2].lower().removesuffix("_3x")  # detectron2's longest schedule has the plain name
+    found = difflib.get_close_matches(wanted, models, n=1, cutoff=0.85)
+    return models[found[0]] if found else ""
+
+
 def find(name: str) -> Weights:
     """Looks up published weights by name.
 
@@ -140,8 +155,10 @@ def find(name: str) -> Weights:
             f"{framework} publishes no weights of {name}: convert your own with `kerasdet convert --source {name}`."
         )
     else:
-        containing = [other for other in ZOO if name in other]  # "torchvision/retinanet" is no misspelt resnet
-        near = containing[:3] or difflib.get_close_matches(name, ZOO, n=3)
+        lower = {other.lower(): other for other in ZOO}
+        # "torchvision/retinanet" is a part of names, not a misspelt "torchvision/resnet".
+        containing = [other for other in lower if name.lower() in other]
+        near = [lower[other] for other in containing[:3] or difflib.get_close_matches(name.lower(), lower, n=3)]
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
         reason = (
             f"There is no file or folder {name}, and no such name in the zoo. {meant}`kerasdet zoo` lists the names."

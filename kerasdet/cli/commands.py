@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kerasdet import config
 from kerasdet.checkpoints import SOURCES, read, to_model, verify
+from kerasdet.checkpoints.cache import is_published
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
 from kerasdet.cli.analyze import analyze
 from kerasdet.cli.data import run_data
@@ -25,6 +26,7 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_rules, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
+from kerasdet.files import replacing
 from kerasdet.inference import AugmentedPredictor, TiledPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
 from kerasdet.paths import expand, make_folder, prepare_file, prepare_files
@@ -105,7 +107,8 @@ def _eval(options):
     errors = []
     for name, path in files.items():  # an error in writing one file must not prevent the other
         try:
-            path.write_text(texts[name](), encoding="utf-8")
+            with replacing(path) as partial:
+                partial.write_text(texts[name](), encoding="utf-8")
         except OSError as error:
             errors.append(error)
     if errors:
@@ -230,12 +233,13 @@ def _export(options):
         raise UserError(f"{options_of_all[wrong[0]]} has no effect with --format {form.name}: remove the option.")
     if options.serving and form.new_version is None:
         raise UserError(
-            f"--serving has no effect with --format {form.name}, which no server can load: remove --serving."
+            f"--serving has no effect with --format {form.name}, which has no folder layout of a model server: remove "
+            "--serving, or use format saved_model or openvino."
         )
     for name, purpose in (("max_ap_drop", "the data to measure AP on"), ("images", "the annotations of these images")):
         if name in given and not options.eval:
             raise UserError(f"--{name.replace('_', '-')} needs --eval, {purpose}: pass both or neither.")
-    if not Path(options.model).exists() and Path(options.out).exists():
+    if Path(options.out).exists() and not (is_published(options.model) or Path(options.model).exists()):
         raise UserError(
             f"The model {options.model} does not exist, but {options.out} does: expected the model first, then the "
             f"file or folder to write. Check the order: kerasdet export {options.out} {options.model}"
@@ -252,7 +256,7 @@ def _export(options):
         serving=options.serving,
         verify_images=verify_images,
         eval_data=data,
-        gin_config=None if configuration is None else configuration.read_text(),
+        gin_config=None if configuration is None else configuration.read_text(encoding="utf-8"),
         **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},
     )
     print(report)
@@ -283,7 +287,8 @@ def _convert(options):
     if options.reference_outputs:
         _compare(model, options)
     out = prepare_file(out, "--out")
-    model.save(out)
+    with replacing(out) as partial:
+        model.save(partial)
     print(f"{out}: {model.count_params():,} parameters of {options.source}.")
 
 

@@ -28,8 +28,9 @@ class CocoDataset(Dataset):
             `UserError` that names it, "skip" leaves the image out.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
-        extra_annotation_keys: Keys of the annotations whose numbers, or lists of equally many numbers, are read as the
-            ground truth of own branches. Batches hold them as float32 under the same keys.
+        extra_annotation_keys: Keys of further values in the annotations, such as "age", for branches of your own. A
+            value is a number, or a list of numbers that has the same length in all annotations. Batches hold the values
+            as float32 under the same keys.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
             strings.
         max_pixels: Images with more pixels than this count as damaged.

@@ -80,8 +80,9 @@ class Dataset:
             raises a `UserError` that names the annotation, "skip" leaves it out of training and evaluation.
         masks: Whether to read the segmentations.
         keypoints: Whether to read the keypoints.
-        extra_annotation_keys: Keys of the annotations whose numbers, or lists of equally many numbers, are read as the
-            ground truth of own branches. Batches hold them as float32 under the same keys.
+        extra_annotation_keys: Keys of further values in the annotations, such as "age", for branches of your own. A
+            value is a number, or a list of numbers that has the same length in all annotations. Batches hold the values
+            as float32 under the same keys.
         strict: Whether to raise an error for values that would be converted, such as numbers written as strings, and
             for objects that would be clipped or dropped. By default these are counted and logged.
         max_pixels: Images with more pixels than this count as damaged. A malicious file can claim any size.

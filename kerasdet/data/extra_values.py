@@ -28,11 +28,11 @@ def read_extra_values(
         source: Name of the dataset in error messages.
 
     Returns:
-        The values, (N, V) float32, with the keys' columns next to one another; and the shape of the values of one
-        object by key.
+        The values of the N annotations, (N, V) float32, one or more columns for each key; and a dict from key to the
+        shape of the value of one annotation, () or (n,).
 
     Raises:
-        UserError: If a key is the name of other contents of a batch, or an annotation has no finite number under it.
+        UserError: If batches already use a key for other contents, or an annotation has no finite number under a key.
     """
     check_names("extra_annotation_keys", keys)
     for key in keys:

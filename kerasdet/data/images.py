@@ -250,10 +250,10 @@ def _open(encoded):
             return opener(io.BytesIO(encoded))
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            kind = f"is {image.format}"
+            reason = f"is {image.format}; convert it to JPEG or PNG"
     except Exception:
-        kind = f"is not a {FORMATS} file; download it again, or convert it to JPEG or PNG if it is another image format"
-    raise UserError(f"{kind}; convert it to JPEG or PNG")
+        reason = f"is not a {FORMATS} file; download it again, or convert another image format to JPEG or PNG"
+    raise UserError(reason)
 
 
 def _orientation(encoded, image):

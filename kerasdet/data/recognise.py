@@ -365,8 +365,9 @@ def open_dataset(
             annotation, "skip" leaves it out.
         masks: Whether to read the segmentations. None reads them if every object has one.
         keypoints: Whether to read the keypoints. None reads them if a class has keypoints.
-        extra_annotation_keys: Keys of the annotations whose numbers, or lists of equally many numbers, are read as the
-            ground truth of own branches. Batches hold them as float32 under the same keys.
+        extra_annotation_keys: Keys of further values in the annotations, such as "age", for branches of your own. A
+            value is a number, or a list of numbers that has the same length in all annotations. Batches hold the values
+            as float32 under the same keys.
         strict: Whether to raise an error for values that would be repaired. By default repairs are counted and logged.
 
     Returns:

@@ -234,5 +234,7 @@ def _results(source):
 def _class_names(categories):
     """Returns the name of each category by id; adds the id to names that several categories share."""
     names = {category["id"]: category["name"] for category in categories}
-    count = Counter(names.values())
-    return {key: name if count[name] == 1 else f"{name} ({key})" for key, name in names.items()}
+    while len(set(names.values())) < len(names):  # again if a longer name is the name of another category
+        count = Counter(names.values())
+        names = {key: name if count[name] == 1 else f"{name} ({key})" for key, name in names.items()}
+    return names

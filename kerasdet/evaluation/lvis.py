@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 from kerasdet.errors import UserError
@@ -14,6 +15,7 @@ SUMMARY = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
     *("AR@300", "ARs@300", "ARm@300", "ARl@300"),
 )
+_MAX_DETECTIONS = 300  # in an image, of all categories together
 _IMAGE_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -62,7 +64,7 @@ def evaluate_lvis(
             )
     dataset = {"images": cases.images, "categories": cases.categories}
     truth = {**dataset, "annotations": [entry for entry in cases.annotations if entry["area"] > 0]}
-    found = {**dataset, "annotations": [entry for entry in cases.detections if entry["area"] > 0]}
+    found = {**dataset, "annotations": [entry for entry in _best(cases.detections) if entry["area"] > 0]}
     evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), iou_type, lvis_style=True)
     params = evaluation.params
     params.imgIds = list(cases.image_ids)
@@ -72,3 +74,12 @@ def evaluate_lvis(
     numbers = evaluation.get_results()
     summary = {name: math.nan if numbers[name] < 0 else float(numbers[name]) for name in SUMMARY}
     return CocoMetrics(iou_type, summary, {})
+
+
+def _best(detections):
+    """Keeps the detections of each image with the highest scores; hotcoco 1.3 applies the limit to each category."""
+    by_image = defaultdict(list)
+    for entry in sorted(detections, key=lambda entry: -entry["score"]):
+        by_image[entry["image_id"]].append(entry)
+    kept = {entry["id"] for entries in by_image.values() for entry in entries[:_MAX_DETECTIONS]}
+    return [entry for entry in detections if entry["id"] in kept]

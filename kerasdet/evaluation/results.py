@@ -1,7 +1,6 @@
 """Reads files of detections in COCO's results format and checks their values."""
 
 import logging
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ _logger = logging.getLogger(__name__)
 
 # Corners [x1, y1, x2, y2] given as [x, y, width, height]: this share of the boxes would fit as corners ...
 _NEARLY_ALL = 0.98
+_LARGEST = float(np.finfo(np.float32).max)  # of models' outputs; sums and areas of larger numbers overflow
 _SOME = 0.1  # ... and this share extends beyond the image as it is
 GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
@@ -76,9 +76,11 @@ class ResultsReader:
         image_id = self._id(entry["image_id"], self.images, "image", name)
         category_id = self._id(entry["category_id"], self.categories, "category", name)
         score = as_float(entry["score"])
-        if score is None or not math.isfinite(score):
+        if score is None or not abs(score) <= _LARGEST:
             raise self._error(
-                name, f"has the score {show(entry['score'])}; expected a finite number. Export the results again."
+                name,
+                f"has the score {show(entry['score'])}; expected a number of at most {_LARGEST:.1e}. Export the "
+                "results again.",
             )
         if isinstance(entry["score"], str):
             self.changes.add("converted_values", name(), f'has "score" {show(entry["score"])}')
@@ -94,7 +96,7 @@ class ResultsReader:
             return code, float(mask_utils.area(code))
         count = 4 if self.iou_type == "bbox" else 3 * self.num_keypoints
         numbers = as_floats(value)
-        if numbers is None or len(numbers) != count or not all(map(math.isfinite, numbers)):
+        if numbers is None or len(numbers) != count or not all(abs(item) <= _LARGEST for item in numbers):
             expected = "x, y, width, height" if count == 4 else f"{count} numbers, x, y and score of each keypoint"
             raise self._error(
                 name, f"has the {GEOMETRY[self.iou_type]} {show(value)}; expected {expected}. Export the results again."

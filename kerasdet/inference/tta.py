@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -30,13 +31,18 @@ class AugmentedPredictor(PredictorWrapper):
         hflip: Whether to add the mirror image of each view.
 
     Raises:
-        UserError: If a length is not a positive integer.
+        UserError: If `model` is not a Keras model, or a length is not a positive integer.
 
     Example:
         >>> detections = AugmentedPredictor(model, shortest=(600, 800, 1000)).detect("street.jpg")
     """
 
     def __init__(self, model: Predictor, shortest: Sequence[int] = (), hflip: bool = True):
+        if not isinstance(model, keras.Model):
+            raise UserError(
+                f"The model is of type {type(model).__name__}, but test-time augmentation (--tta) needs a Keras model: "
+                "exports return detections after NMS. Pass the run or the .keras file, or leave out the augmentation."
+            )
         rule = model.preprocessing
         super().__init__(model)
         self.shortest = tuple(shortest) or tuple(round(rule.shortest * scale) for scale in SCALES)

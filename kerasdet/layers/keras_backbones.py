@@ -13,12 +13,13 @@ from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 _COARSEST = 32  # images are padded to a multiple of this many pixels
-_HALF = (127.5, 127.5, 127.5)
-# Prefix of an architecture -> mean and deviation of the pixels that its weights expect, on a scale of 0..255
+# Prefix of an architecture -> mean and deviation of the pixels that its weights expect, on a scale of 0..255. The first
+# prefix counts: the sizes B0 to B3 of EfficientNetV2 expect others than S, M and L.
 _PIXELS = {
     "ConvNeXt": (IMAGENET_MEAN, IMAGENET_STD),
-    "EfficientNetV2": (_HALF, _HALF),
-    "MobileNet": (_HALF, _HALF),
+    "EfficientNetV2B": (IMAGENET_MEAN, IMAGENET_STD),
+    "EfficientNetV2": ((128.0,) * 3, (128.0,) * 3),
+    "MobileNet": ((127.5,) * 3, (127.5,) * 3),
 }
 
 
@@ -138,7 +139,7 @@ class KerasApplication(ConfigFromInit, _Pyramid):
         **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        UserError: If the architecture or a feature is unknown.
+        UserError: If the architecture or a feature is unknown, or the pretrained weights cannot be loaded.
 
     Example:
         >>> model = kerasdet.RetinaNet(3, backbone=KerasApplication("ConvNeXtTiny", pretrained="imagenet"))
@@ -167,7 +168,16 @@ class KerasApplication(ConfigFromInit, _Pyramid):
         self.out_features = tuple(out_features)
         self.freeze_norms = pretrained is not None if freeze_norms is None else freeze_norms
         options = {} if architecture in ("MobileNet", "MobileNetV2") else {"include_preprocessing": False}
-        self.backbone = make(include_top=False, weights=pretrained, input_shape=(None, None, 3), **options)
+        try:
+            self.backbone = make(include_top=False, weights=pretrained, input_shape=(None, None, 3), **options)
+        except Exception as error:  # Keras raises errors of many types, for a failed download a plain Exception
+            if pretrained is None:
+                raise
+            raise UserError(
+                f"KerasApplication.pretrained is {pretrained!r}, but these weights of {architecture} cannot be loaded: "
+                f"{' '.join(str(error).split()).rstrip('.')}. Expected 'imagenet' (which Keras downloads) or the path "
+                "of a weights file without the classifier. Change pretrained, or connect to the internet once."
+            ) from None
         available = _last_of_each_stride(self.backbone)
         _check_features(architecture, out_features, available)
         _set_norms(self.backbone, self.freeze_norms)

@@ -6,7 +6,7 @@ import numpy as np
 
 from kerasdet.analysis import Analysis, Comparison
 from kerasdet.analysis.tide import BACKGROUND_ERROR, FOREGROUND
-from kerasdet.reports.page import Finding, count, share
+from kerasdet.reports.page import Finding, count, decimal, share
 
 _FEW_OBJECTS = 20
 _WIDE_INTERVAL = 0.06  # the page warns from this width of AP's interval on
@@ -63,12 +63,14 @@ def advise(
             return found
     found += _error_advice(analysis, words) + _class_advice(analysis, scales) + _score_advice(analysis)
     ap = analysis.numbers["AP"]
-    if ap.high - ap.low > _WIDE_INTERVAL:
-        images = len(analysis.image_ids)
+    if not ap.high - ap.low <= _WIDE_INTERVAL:
+        images, span = len(analysis.image_ids), f"is wide: {ap.low:.3f} to {ap.high:.3f}"
+        if math.isnan(ap.low):
+            span = "is unknown, because only one of them has objects" if images > 1 else "is unknown"
         found.append(
             Finding(
                 "advice",
-                f"With {count(images, 'image')}, the confidence interval of AP is wide: {ap.low:.3f} to {ap.high:.3f}.",
+                f"With {count(images, 'image')}, the confidence interval of AP {span}.",
                 "Compare runs with `--against`, whose intervals are narrower, or evaluate on more images.",
                 "numbers",
             )
@@ -82,13 +84,17 @@ def _verdict(result):
     span = result.differences["AP"]
     if math.isnan(span.value) or math.isnan(span.low):
         return Finding(
-            "advice", "The difference of AP cannot be estimated, because there are too few objects.", "", "comparison"
+            "advice",
+            "The difference of AP cannot be estimated, because fewer than two images have objects.",
+            "Evaluate on more images before you choose.",
+            "comparison",
         )
     if span.value == 0 and not result.fixed.any() and not result.broken.any():
         return Finding("good", "Both runs find the same objects with the same AP.", "", "comparison")
     words = (
-        f"AP changed by {span.value:+.3f} ({span.low:+.3f} to {span.high:+.3f}): {int(result.fixed.sum())} objects are "
-        f"fixed, {int(result.broken.sum())} are broken."
+        f"AP changed by {span.value:+.3f} ({span.low:+.3f} to {span.high:+.3f}): "
+        f"{count(int(result.fixed.sum()), 'object is', 'objects are')} fixed, "
+        f"{count(int(result.broken.sum()), 'is', 'are')} broken."
     )
     if span.low > 0:
         return Finding("good", words, "This is an improvement, whatever the choice of images.", "comparison")
@@ -270,9 +276,9 @@ def _score_advice(analysis):
         found.append(
             Finding(
                 "good" if is_good else "advice",
-                f"The best threshold is {best.score:g}: it finds {best.recall:.0%} of the objects, and "
+                f"The best threshold is {decimal(best.score)}: it finds {best.recall:.0%} of the objects, and "
                 f"{best.precision:.0%} of its detections are right.",
-                f"Detect with `--score-threshold {best.score:g}`." if 0 <= best.score <= 1 else "",
+                f"Detect with `--score-threshold {decimal(best.score)}`." if 0 <= best.score <= 1 else "",
                 "scores",
             )
         )

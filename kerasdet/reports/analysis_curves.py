@@ -26,14 +26,13 @@ def scores(analysis: Analysis, model: str) -> Section:
     parts = [_curves(analysis)]
     best = analysis.threshold
     if best is not None:
+        score = page.decimal(best.score)
         parts += [
             page.paragraph(
-                f"Above the score `{best.score:g}`, {best.precision:.0%} of the detections are right and "
+                f"Above the score `{score}`, {best.precision:.0%} of the detections are right and "
                 f"{best.recall:.0%} of the objects are found: F1 {best.f1:.3f}, the best of any one threshold."
             ),
-            page.code(
-                f"kerasdet predict {model} IMAGES --score-threshold {best.score:g}", "Command with the threshold"
-            ),
+            page.code(f"kerasdet predict {model} IMAGES --score-threshold {score}", "Command with the threshold"),
         ]
     known = {name: each.score for name, each in zip(analysis.class_names, analysis.thresholds, strict=True) if each}
     if len(known) > 1:
@@ -45,7 +44,7 @@ def scores(analysis: Analysis, model: str) -> Section:
         )
         parts += [page.heading("A threshold for each class"), page.code(lines, "Code with a threshold for each class")]
     rows = [
-        (name, *(("-",) * 4 if each is None else (f"{each.score:g}", *_rates(each))))
+        (name, *(("-",) * 4 if each is None else (page.decimal(each.score), *_rates(each))))
         for name, each in zip(analysis.class_names, analysis.thresholds, strict=True)
     ]
     titles = ("Threshold", "Precision", "Recall", "F1")

@@ -77,7 +77,8 @@ def confused(analysis: Analysis) -> Section:
         if table[i, j]
     ]
     intro = (
-        f"Detections with a score above {analysis.score:g} at an IoU of 0.5. Crowds and ignored objects are left out."
+        f"Detections with a score above {page.decimal(analysis.score)} at an IoU of 0.5. Crowds and ignored objects "
+        "are left out."
     )
     parts = []
     if cells:

@@ -1,6 +1,5 @@
 """Builds the section of the page with the worst images: ground truth beside detections, filtered by kind of error."""
 
-import html
 from collections import Counter
 from collections.abc import Callable
 
@@ -52,7 +51,7 @@ def images(
             continue
         numbers = ", ".join(f"{n} {name}" for name, n in errors[image].items())
         title = f"{names[image_id]}: {numbers}"
-        alternative = f"{html.unescape(title)}. Left: objects, right: detections."
+        alternative = f"{title}. Left: objects, right: detections."
         shown.append((page.image(pictures.data_uri(_draw(analysis, cases, image, pixels)), alternative), title))
         tags.append(list(errors[image]))
     if not shown:
@@ -63,8 +62,8 @@ def images(
         (f"rgb{visualize.PALETTE[_UNJUDGED]}", "not judged"),
     ]
     intro = (
-        f"Objects on the left, detections with a score above {analysis.score:g} on the right. The images with most "
-        f"errors come first: {count(len(shown), 'image')} of {len(analysis.image_ids):,}."
+        f"Objects on the left, detections with a score above {page.decimal(analysis.score)} on the right. The images "
+        f"with most errors come first: {count(len(shown), 'image')} of {len(analysis.image_ids):,}."
     )
     gallery = page.gallery(shown, _PER_PAGE, tags, order=_FILTERS, wide=True)
     return Section("images", "Worst images", [page.legend(keys), gallery], intro)
@@ -76,7 +75,7 @@ def _errors_of_images(analysis, result):
     table = np.zeros((shown.num_images, len(ERRORS)), int)
     wrong = (errors.kinds >= 0) & ~errors.excused
     np.add.at(table, (shown.images[wrong], errors.kinds[wrong]), 1)
-    np.add.at(table[:, MISSED], shown.object_images[errors.missed], 1)
+    np.add.at(table[:, MISSED], shown.object_images[errors.unexplained], 1)
     found = [Counter({name: n for name, n in zip(ERRORS, row.tolist(), strict=True) if n}) for row in table]
     for name, objects in () if result is None else (("fixed", result.fixed), ("broken", result.broken)):
         for image in shown.object_images[objects].tolist():

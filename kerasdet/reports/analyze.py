@@ -17,6 +17,7 @@ from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY
 from kerasdet.inference.predictor import Predictor
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.models.detector import is_detector
+from kerasdet.paths import prepare_file
 from kerasdet.reports import analysis_advice, analysis_curves, analysis_errors, analysis_images, fit, page
 from kerasdet.reports import analysis_numbers as sections
 from kerasdet.reports.analysis_images import OpenPicture
@@ -71,14 +72,11 @@ def analyze_run(
         The findings at the top of the page, problems first, and all results as a dict of JSON values.
 
     Raises:
-        UserError: If the folder of `out` does not exist, the runs and the ground truth share neither boxes nor masks,
-            or vl-convert, which draws the charts, is not installed.
+        UserError: If the runs and the ground truth share neither boxes nor masks, or vl-convert, which draws the
+            charts, is not installed.
+        OSError: If the page cannot be written.
     """
-    if not Path(out).absolute().parent.is_dir():
-        raise UserError(
-            f"The folder {Path(out).parent}, to which {Path(out).name} should be written, does not exist: create it "
-            "first."
-        )
+    out = prepare_file(out, "--out (Python: out=)")
     by_type = {cases.iou_type: cases for cases in run.cases}
     others = {} if against is None else {cases.iou_type: cases for cases in against.cases}
     parts, found, content = [], [], {}
@@ -130,7 +128,7 @@ def _sections(run, against, analysis: Analysis, other, result, cases, open_pictu
         analysis_images.images(analysis, cases, open_picture, labels, result),
         sections.numbers(analysis, words),
         sections.classes(analysis),
-        analysis_curves.scores(analysis, shlex.quote(run.name) if run.seconds else "MODEL"),
+        analysis_curves.scores(analysis, "MODEL" if run.model is None else shlex.quote(run.name)),
         analysis_curves.reliability(analysis),
     ]
     return [each for each in made if each is not None]
@@ -179,7 +177,7 @@ def _tiles(analysis, run):
         ("images", number(len(analysis.image_ids))),
         ("objects", number(int(analysis.positives[0].sum()))),
         ("detections", number(len(analysis.instances.scores))),
-        ("best threshold", "-" if best is None else f"{best.score:g}"),
+        ("best threshold", "-" if best is None else page.decimal(best.score)),
     ]
     if run.seconds:
         values.append(("median per image", f"{1000 * float(np.median(run.seconds)):.0f} ms"))

@@ -6,6 +6,7 @@ shows as a tooltip.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ _CONFIG = {
     "rule": {"color": "var(--marker)", "strokeDash": [4, 3], "strokeWidth": 1.5},
     "text": {"color": "var(--ink)", "fontSize": 12},
 }
+# Characters that XML does not allow. vl-convert 1.9 aborts the whole process when the text of a chart has one.
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def check_library() -> None:
@@ -83,7 +86,18 @@ class Chart:
 
         size = {"width": WIDTHS[width], "height": self.height, "autosize": {"type": "fit", "contains": "padding"}}
         spec = {**size, "padding": 0, "config": _CONFIG, **self.spec}
-        return vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=_VERSION)
+        return vl_convert.vegalite_to_svg(json.dumps(_drawable(spec)), vl_version=_VERSION)
+
+
+def _drawable(value):
+    """Replaces characters that a drawing cannot have, in all strings of a specification."""
+    if isinstance(value, str):
+        return _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, Mapping):
+        return {key: _drawable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_drawable(each) for each in value]
+    return value
 
 
 def bars(rows: Sequence[tuple[str, float, str]], axis: str, description: str) -> Chart:
@@ -102,7 +116,7 @@ def bars(rows: Sequence[tuple[str, float, str]], axis: str, description: str) ->
         "data": {"values": values},
         "mark": {"type": "bar", "color": SERIES[0], "cornerRadiusEnd": 3, "height": {"band": 0.72}},
         "encoding": {
-            "y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 130}},
+            "y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": _names(130)},
             "x": {"field": "value", "type": "quantitative", "title": axis, "axis": _WHOLE | {"grid": True}},
             "description": {"field": "label"},
         },
@@ -304,7 +318,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float, str]], axis: str, d
         {"name": name, "value": value, "low": low, "high": high, "label": label}
         for name, value, low, high, label in rows
     ]
-    y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 130}}
+    y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": _names(130)}
     x = {"type": "quantitative", "title": axis, "axis": {"grid": True, "tickCount": 5}}
     bar = {"type": "rule", "color": SERIES[0], "strokeWidth": 3, "opacity": 0.4, "strokeDash": [1, 0]}
     dot = {"type": "point", "filled": True, "color": SERIES[0], "size": 70, "opacity": 1}
@@ -340,7 +354,7 @@ def matrix(
     ]
     y = {"field": "row", "type": "nominal", "sort": None, "title": axes[0], "scale": {"domain": list(rows)}}
     x = {"field": "column", "type": "nominal", "sort": None, "title": axes[1], "scale": {"domain": list(columns)}}
-    y, x = y | {"axis": {"labelLimit": 110}}, x | {"axis": {"labelAngle": -40, "labelLimit": 90, "orient": "top"}}
+    y, x = y | {"axis": _names(110)}, x | {"axis": _names(90) | {"labelAngle": -40, "orient": "top"}}
     shade = {
         "field": "weight",
         "type": "quantitative",
@@ -354,7 +368,9 @@ def matrix(
         },
         {"mark": {"type": "text", "aria": False}, "encoding": {"y": y, "x": x, "text": {"field": "text"}}},
     ]
-    return Chart({"data": {"values": values}, "layer": layers}, description, height=34 * len(rows) + 110)
+    padding = {"left": 0, "top": 0, "right": 32, "bottom": 0}  # the last slanted label reaches beyond its column
+    spec = {"data": {"values": values}, "layer": layers, "padding": padding}
+    return Chart(spec, description, height=34 * len(rows) + 110)
 
 
 _WHOLE = {
@@ -363,6 +379,11 @@ _WHOLE = {
     "labelExpr": "datum.value >= 1e6 ? format(datum.value / 1e6, '~r') + 'M' : datum.value >= 1e4 ? "
     "format(datum.value / 1e3, '~r') + 'k' : format(datum.value, ',')",
 }
+
+
+def _names(limit):
+    """Returns an axis with names of up to `limit` pixels; vl-convert takes minutes to shorten one of 3000 letters."""
+    return {"labelLimit": limit, "labelExpr": "truncate(datum.label, 60)"}
 
 
 def _binned(field, title, low, high, exponents):

@@ -14,8 +14,11 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 import kerasdet
 from kerasdet.errors import UserError
+from kerasdet.files import replacing
 from kerasdet.reports.charts import Chart
 
 MAX_ROWS = 500  # maximum number of rows of a table
@@ -140,6 +143,22 @@ def number(value: float, digits: int = 0) -> str:
         The formatted string.
     """
     return f"{value:,.{digits}f}"
+
+
+def decimal(value: float) -> str:
+    """Formats a number with all its digits and without an exponent, so that it can be pasted into a command.
+
+    Args:
+        value: Number to format.
+
+    Returns:
+        The formatted string.
+
+    Example:
+        >>> decimal(0.12345671), decimal(1e-07), decimal(0.0)
+        ('0.12345671', '0.0000001', '0')
+    """
+    return np.format_float_positional(value, trim="-")
 
 
 def share(part: float, whole: float) -> str:
@@ -396,8 +415,7 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
     )
     assets = resources.files("kerasdet.reports") / "assets"
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    Path(out).write_text(
-        f"""<!doctype html>
+    content = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -424,9 +442,9 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
 {script}</script>
 </body>
 </html>
-""",
-        encoding="utf-8",
-    )
+"""
+    with replacing(Path(out)) as partial:
+        partial.write_text(content, encoding="utf-8", errors="replace")  # a name of a file may not be UTF-8
 
 
 _numbers = itertools.count()

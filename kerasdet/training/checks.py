@@ -131,7 +131,7 @@ def check_classes(model: keras.Model, data: Any) -> None:
 
 
 def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> None:
-    """Warns if training resizes images to very different sizes than detection does.
+    """Warns if training resizes images to very different sizes than detection does, or shapes them otherwise.
 
     Args:
         model: Detector.
@@ -150,6 +150,14 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
                 f"{low} to {high}" if low < high else low,
                 rule.shortest,
             )
+        kinds = [
+            "stretches images to a square"
+            if getattr(part, "rounding", None) == "square"
+            else "keeps the aspect ratio of images"
+            for part in (transform, rule)
+        ]
+        if kinds[0] != kinds[1]:
+            log.warning("Training %s, but detection %s: set ResizeShortestEdge.rounding as in Preprocessing.", *kinds)
 
 
 def warn_of_units(model: keras.Model) -> None:

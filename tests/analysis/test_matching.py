@@ -5,7 +5,7 @@ from evaluation.random_cases import random_case
 from evaluation.test_engines import reference
 
 from kerasdet.analysis import best_threshold, calibration, class_ap, class_curves, confusion, match, overall_curve, tide
-from kerasdet.analysis.bootstrap import coco_matches, resampled, weights
+from kerasdet.analysis.bootstrap import coco_matches, images_with_objects, interval, resampled, weights
 from kerasdet.analysis.precision import curve, shortest_between
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -128,6 +128,33 @@ def test_confusion_equals_scalar_code():
         for a in free:
             expected[ids.index(by_id[a]["category_id"]), -1] += 1
         np.testing.assert_array_equal(confusion(instances_of(truth, results)), expected)
+
+
+def test_bins_of_calibration_include_their_lower_edges():
+    scores = np.arange(11) / 10
+    assert calibration(scores, np.ones(11, bool)).counts.tolist() == [1] * 9 + [2]
+
+
+def test_intervals_of_few_images_are_wider_and_stay_in_range():
+    values = np.array([0.5, *np.linspace(0.4, 0.6, 101)])
+    spans = [interval(values, images) for images in (2, 5, 100, 10_000)]
+    widths = [span.high - span.low for span in spans]
+    assert widths[0] == 1 and widths == sorted(widths, reverse=True)
+    student = 2.7764 / 1.95996 * np.sqrt(5 / 4)  # t of four degrees of freedom
+    assert widths[1:] == pytest.approx([0.19 * student, 0.19 * 1.0176, 0.19], rel=5e-3)
+    assert np.isnan(interval(values, 1).low) and interval(values, 1).value == 0.5
+
+
+def test_images_with_objects_are_counted_by_size_and_class():
+    truth, results = random_case(2)
+    instances = instances_of(truth, results)
+    counts = images_with_objects(instances, coco_matches(instances))
+    assert counts.keys() == resampled(instances, coco_matches(instances), weights(instances.num_images, 1)).keys()
+    real = [a for a in truth["annotations"] if not (a["iscrowd"] or a["difficult"])]
+    assert counts["AR10"] == len({a["image_id"] for a in real})
+    assert counts["APs"] == counts["ARs"] == len({a["image_id"] for a in real if a["area"] <= 32**2})
+    ids = sorted(category["id"] for category in truth["categories"])
+    assert counts["class"].tolist() == [len({a["image_id"] for a in real if a["category_id"] == k}) for k in ids]
 
 
 def test_calibration_of_known_scores():

@@ -17,9 +17,10 @@ class FileServer:
         ranges: Whether it answers requests for a part.
         cuts: For each further response the number of bytes after which the connection breaks; None for no break.
         stalls: For each further response the number of bytes after which nothing more comes; None for no stall.
-        statuses: For each further response an error code to answer with; None for the file.
+        statuses: For each further response an error code to answer with, or (code, reason); None for the file.
         redirects: Path -> address that it redirects to, with `redirect_code`.
         chunked: Whether it tells no length.
+        excess: Number of bytes by which the length that it tells is too large.
         credentials: "user:password" that it asks for, or None.
     """
 
@@ -27,6 +28,7 @@ class FileServer:
         self.files, self.requests, self.redirects = {}, [], {}
         self.cuts, self.stalls, self.statuses = [], [], []
         self.etag, self.ranges, self.chunked, self.credentials, self.redirect_code = '"v1"', True, False, None, 302
+        self.excess = 0
         self._released = threading.Event()
         outer = self
 
@@ -66,7 +68,7 @@ class FileServer:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
         elif status or path not in self.files:
-            handler.send_error(status or 404)
+            handler.send_error(*(status if isinstance(status, tuple) else (status or 404,)))
         else:
             self._send(handler, self.files[path])
 
@@ -86,7 +88,7 @@ class FileServer:
         if self.chunked:
             handler.send_header("Transfer-Encoding", "chunked")
         else:
-            handler.send_header("Content-Length", str(len(data) - start))
+            handler.send_header("Content-Length", str(len(data) - start + self.excess))
         handler.end_headers()
         cut = self.cuts.pop(0) if self.cuts else None
         stall = self.stalls.pop(0) if self.stalls else None
@@ -95,7 +97,7 @@ class FileServer:
         handler.wfile.flush()
         if stall is not None:
             self._released.wait(20)
-        if cut is not None or stall is not None:
+        if cut is not None or stall is not None or self.excess:
             handler.close_connection = True
         elif self.chunked:
             handler.wfile.write(b"0\r\n\r\n")

@@ -104,8 +104,12 @@ def test_backbone_weights_come_by_name(server):
     backbone_weights(receiver, BACKBONE)
     state = standins.state(BACKBONE)
     np.testing.assert_array_equal(receiver.backbone.variables[0], state["stem.conv1.weight"].transpose(2, 3, 1, 0))
-    with pytest.raises(UserError, match=rf"{BACKBONE} contains a ResNet, not a detector"):
+
+
+def test_backbone_is_no_detector_and_is_not_fetched(server):
+    with pytest.raises(UserError, match=rf"{BACKBONE} is a backbone, not a detector: choose a detector"):
         load_detector(BACKBONE)
+    assert not server.requests
 
 
 def test_conversion_ignores_the_strategy_the_policy_and_the_seeds_of_its_caller(server):
@@ -166,6 +170,12 @@ def test_no_network_is_said_with_the_name_and_the_ways_out(server, tmp_path):
     )
 
 
+def test_name_is_exported_into_a_folder_that_exists(server, tmp_path, capsys):
+    server.close()
+    assert cli.main(["export", RETINANET, str(tmp_path), "--serving"]) == 2
+    assert f"{RETINANET} is not in the cache" in capsys.readouterr().err
+
+
 def test_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("KERASDET_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -195,6 +205,28 @@ def test_file_that_the_disk_damaged_is_fetched_again(server, no_conversion):
     (folder_of(RETINANET) / "model.keras").unlink()
     assert (folder_of(RETINANET) / "model.keras").read_bytes() == data
     assert len(server.requests) == 2
+
+
+def test_model_that_the_disk_damaged_is_converted_again(server):
+    expected = tiny.weights(kerasdet.load(BACKBONE))
+    file = folder_of(BACKBONE) / "model.keras"
+    data = file.read_bytes()
+    middle = len(data) // 2
+    for damaged in (data[:middle], data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]):
+        file.write_bytes(damaged)
+        for ours, theirs in zip(tiny.weights(kerasdet.load(BACKBONE)), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(server.requests) == 1
+
+
+def test_other_file_without_a_published_hash_does_not_stay(server):
+    """The login page of a network must not be taken for the file for ever."""
+    data = server.files["download.example/R-50.pkl"]
+    server.files["download.example/R-50.pkl"] = b"<html>Please log in</html>"
+    text = error_of(BACKBONE)
+    assert "/download.example/R-50.pkl was removed from the cache. " in text and "is a web page" in text
+    server.files["download.example/R-50.pkl"] = data
+    assert folder_of(BACKBONE)
 
 
 def test_first_hash_of_a_file_without_a_published_one_is_remembered(server, no_conversion):

@@ -106,6 +106,12 @@ def test_cut_chunked_transfer_is_resumed(server, path):
     assert server.ranges_asked() == [None, "bytes=700000-"]
 
 
+def test_wrong_length_does_not_download_for_ever(server, path):
+    server.excess = 7
+    text = message(server, path)
+    assert "4 tries failed" in text and len(server.requests) <= 8
+
+
 def test_stalled_connection_is_resumed(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.2)
     server.stalls = [900_000]
@@ -205,9 +211,9 @@ def test_endless_redirects_raise(server, path):
 
 
 def test_user_and_password_are_sent_to_their_host_only(server, path):
-    server.credentials = "ann:s3/cret"
+    server.credentials = "ann:s3/cr@et"
     assert "answers 401 (Unauthorized). Set KERASDET_MIRROR with a user and a password" in message(server, path)
-    url = f"{server.url}/models/a.pth".replace("//", "//ann:s3%2Fcret@")
+    url = f"{server.url}/models/a.pth".replace("//", "//ann:s3%2Fcr@et@")
     with serving() as other:
         other.files["b.pth"] = DATA
         server.redirects["models/a.pth"] = f"{other.url}/b.pth"
@@ -234,6 +240,11 @@ def test_missing_file_raises_at_once(server, path):
     server.files.clear()
     assert "answers 404 (Not Found). The server does not have the file: add it to" in message(server, path)
     assert len(server.requests) == 1
+
+
+def test_code_without_a_reason_raises_its_message(server, path):
+    server.statuses = [(403, "")]
+    assert "answers 403. Set KERASDET_MIRROR" in message(server, path)
 
 
 def test_busy_server_is_asked_again(server, path):
@@ -266,7 +277,16 @@ def test_unreachable_server_raises_at_once(path):
             download(f"http://127.0.0.1:{port}/a.pth", path)
 
 
-@pytest.mark.parametrize("url", ["gopher://a/b.pth", "http://127.0.0.1:port/b.pth", "http:///b.pth"])
+@pytest.mark.parametrize("name", ["models/a b/ü.pth", "models/a%20b/%C3%BC.pth"])
+def test_letters_of_a_path_are_encoded_once(server, path, name):
+    server.files["models/a%20b/%C3%BC.pth"] = DATA
+    download(f"{server.url}/{name}", path, SHA)
+    assert_complete(path)
+
+
+@pytest.mark.parametrize(
+    "url", ["gopher://a/b.pth", "http://127.0.0.1:port/b.pth", "http:///b.pth", "http://[::1/b.pth"]
+)
 def test_address_that_is_none_raises(path, url):
     with pytest.raises(UserError, match=r"b\.pth cannot be reached \(.+\)\. Connect"):
         download(url, path)

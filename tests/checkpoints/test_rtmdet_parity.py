@@ -240,8 +240,8 @@ def assert_same_matches(targets, answers, suffix, index=0):
     np.testing.assert_allclose(targets["soft_labels"][index], answers[f"matched_soft{suffix}"], atol=1e-4)
 
 
-def assert_same_parts(case, outputs, targets, suffix):
-    """Compares the sums of each level before weights and division."""
+def assert_same_parts(case, outputs, targets, found, suffix):
+    """Compares the sums of each level before weights and division; that of masks is of all levels."""
     answers, weights = case.border, targets["soft_labels"]
     first = 0
     for index, (level, squares) in enumerate(outputs["anchors"].items()):
@@ -263,20 +263,22 @@ def assert_same_parts(case, outputs, targets, suffix):
     if f"parts{suffix}_dice_sum" in answers:
         count = max(int(tf.reduce_sum(tf.cast(targets["matched_gt"] >= 0, tf.int32))), 1)
         assert count == answers[f"parts{suffix}_dice_normalizer"]
+        dice_sum = float(found["mask_loss"]) * count
+        assert dice_sum == pytest.approx(float(answers[f"parts{suffix}_dice_sum"]), rel=MASK_LOSS_TOLERANCE, abs=1e-6)
 
 
 def test_losses_and_matches_of_one_image(case):
     outputs, targets, found = forward(case.model, ground_truth_batch(case, ["gt"]))
     assert_losses(found, case.golden, "loss_")
     assert_same_matches(targets, case.border, "")
-    assert_same_parts(case, outputs, targets, "")
+    assert_same_parts(case, outputs, targets, found, "")
 
 
 def test_losses_and_matches_of_a_batch(case):
     outputs, targets, found = forward(case.model, ground_truth_batch(case, ["gt", "gt2"]))
     assert_losses(found, case.golden, "loss2_")
     assert_same_matches(targets, case.border, "2", index=1)
-    assert_same_parts(case, outputs, targets, "2")
+    assert_same_parts(case, outputs, targets, found, "2")
 
 
 @pytest.mark.parametrize("objects", CASES)
@@ -284,7 +286,7 @@ def test_losses_and_matches_of_hard_objects(case, objects):
     outputs, targets, found = forward(case.model, ground_truth_batch(case, [objects]))
     assert_losses(found, case.border, f"loss_{objects}_")
     assert_same_matches(targets, case.border, f"_{objects}")
-    assert_same_parts(case, outputs, targets, f"_{objects}")
+    assert_same_parts(case, outputs, targets, found, f"_{objects}")
 
 
 def test_losses_of_a_batch_with_an_image_without_objects(case):

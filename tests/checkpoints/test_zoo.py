@@ -7,7 +7,16 @@ import pytest
 
 from kerasdet import cli
 from kerasdet.checkpoints import SOURCES
-from kerasdet.checkpoints.zoo import COCO_CLASSES, COCO_CLASSES_BY_ID, LICENSES, UNPUBLISHED, ZOO, find, is_name
+from kerasdet.checkpoints.zoo import (
+    COCO_CLASSES,
+    COCO_CLASSES_BY_ID,
+    LICENSES,
+    UNPUBLISHED,
+    ZOO,
+    find,
+    is_name,
+    similar,
+)
 
 HOSTS = {
     "torchvision": "https://download.pytorch.org/models/",
@@ -62,6 +71,20 @@ def test_unknown_names_raise_with_a_suggestion():
         find("detectron2/fcos_R_50_FPN")
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("maskrcnn_resnet50_fpn_v2", "torchvision/maskrcnn_resnet50_fpn_v2"),
+        ("Torchvision/RetinaNet_ResNet50_FPN", "torchvision/retinanet_resnet50_fpn"),
+        ("mmdetection/rtmdet-tiny", "mmdet/rtmdet_tiny"),
+        ("COCO-Detection/retinanet_R_101_FPN_3x", "detectron2/retinanet_R_101_FPN"),
+        ("runs/mine", ""),
+    ],
+)
+def test_names_without_their_framework_are_found(text, name):
+    assert similar(text) == name
+
+
 def test_paths_are_no_names():
     assert is_name("mmdet/anything")
     assert not any(map(is_name, ("runs/first", "mmdet", "mmdet/", "mmdet/a/b", "./mmdet/a", "/mmdet/a", "")))
@@ -89,10 +112,10 @@ def test_command_prints_json_with_addresses_of_the_mirror(capsys, monkeypatch):
     assert list(entries) == list(ZOO)
     entry = entries["detectron2/retinanet_R_50_FPN_1x"]
     assert entry["url"] == (
-        "https://models.example/all/dl.fbaipublicfiles.com/detectron2/COCO-Detection/retinanet_R_50_FPN_1x/137593951/"
-        "model_final_b796dc.pkl"
+        "https://models.example/all/dl.fbaipublicfiles.com/detectron2/COCO-Detection/retinanet_R_50_FPN_1x/190397773/"
+        "model_final_bfca0b.pkl"
     )
-    assert entry["hash"] == {"algorithm": "md5", "digits": "b796dc"}
+    assert entry["hash"] == {"algorithm": "md5", "digits": "bfca0b"}
     assert (entry["source"], entry["input"]["channel_order"]) == ("detectron2/retinanet_R_50_FPN", "bgr")
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from kerasdet import data
 from kerasdet.data.transforms import Mosaic, RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
+from kerasdet.models import Branch
 
 KEYS = ("depth", "angles", "hidden")
 
@@ -59,6 +60,19 @@ def test_mixed_images_join_and_drop_the_rows_of_numbers(tmp_path):
         real = batch["class_ids"].numpy() >= 0
         assert batch["depth"].shape == real.shape
         assert set(batch["depth"].numpy()[real]) <= {8, 11, 14, 17, 20} and not batch["depth"].numpy()[~real].any()
+
+
+class DepthBranch(Branch):
+    """Predicts the depth of each region; only its ground truth matters here."""
+
+    target_key = "depth"
+
+
+def test_branch_learns_from_numbers_that_were_read(tmp_path):
+    path = annotation_file(tmp_path)
+    DepthBranch().check_dataset(data.CocoDataset(path, tmp_path, extra_annotation_keys=["depth"]))
+    with pytest.raises(UserError, match="was read without depth: add this key to extra_annotation_keys"):
+        DepthBranch().check_dataset(data.CocoDataset(path, tmp_path))
 
 
 def drop(annotations):

@@ -12,10 +12,14 @@ import numpy as np
 from evaluation.random_cases import random_case
 
 ANSWERS = Path(__file__).parent / "data" / "lvis.json"
+CASES = 7
 
 
 def lvis_case(seed, iou_type):
-    """Returns contents of an LVIS annotation file and entries of a results file; masks come without boxes."""
+    """Returns contents of an LVIS annotation file and entries of a results file; masks come without boxes.
+
+    The last case has more than 300 detections in two images, but fewer than 300 of each category.
+    """
     truth, results = random_case(seed, iou_type, crowds=0, difficult=0, ties=seed % 2 == 0, images=14, classes=6)
     rng = np.random.default_rng(seed)
     ids = [category["id"] for category in truth["categories"]]
@@ -25,6 +29,11 @@ def lvis_case(seed, iou_type):
         present = {a["category_id"] for a in truth["annotations"] if a["image_id"] == image["id"]}
         image["neg_category_ids"] = [k for k in ids if k not in present and rng.random() < 0.5]
         image["not_exhaustive_category_ids"] = [k for k in ids if rng.random() < 0.2]
+    if seed == CASES - 1:
+        chosen, images = rng.integers(len(results), size=700), [image["id"] for image in truth["images"][:2]]
+        results += [
+            {**results[i], "image_id": images[n % 2], "score": float(rng.random())} for n, i in enumerate(chosen)
+        ]
     if iou_type == "segm":
         results = [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
     return truth, results
@@ -35,7 +44,7 @@ def main():
 
     np.float = float  # lvis 0.5.3 names it so
     answers = {}
-    for seed in range(6):
+    for seed in range(CASES):
         for iou_type in ("bbox", "segm"):
             truth, results = lvis_case(seed, iou_type)
             for annotation in truth["annotations"]:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from analysis.cases import iou
-from evaluation.lvis_cases import ANSWERS, lvis_case
+from evaluation.lvis_cases import ANSWERS, CASES, lvis_case
 from evaluation.random_cases import HEIGHT, WIDTH, random_case
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
@@ -22,7 +22,7 @@ from kerasdet.evaluation.cases import cases_of_type
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_lvis_numbers_equal_lvis_api(iou_type):
-    for seed in range(6):
+    for seed in range(CASES):
         expected = json.loads(ANSWERS.read_text())[f"{iou_type}_{seed}"]
         metrics = evaluate_lvis(*lvis_case(seed, iou_type), iou_type)
         assert set(metrics.summary) == set(expected)

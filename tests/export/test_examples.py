@@ -17,6 +17,7 @@ import tiny
 from PIL import Image
 
 import kerasdet
+from kerasdet.inference.preprocessing import Preprocessing
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -25,6 +26,8 @@ openvino = pytest.importorskip("openvino")
 EXPORT = Path(kerasdet.__file__).parents[1] / "export"
 ONNX, OPENVINO = (EXPORT / name / "examples" for name in ("onnx", "openvino"))
 ONNXRUNTIME_WEB = Path(os.environ.get("ONNXRUNTIME_WEB", ONNX / "node_modules" / "onnxruntime-web" / "dist"))
+# The wheel of onnxruntime has no headers; the archives of its releases and several packages of npm have them.
+ONNXRUNTIME_INCLUDE = Path(os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime"))
 FIXED = {"size": (64, 64), "input_type": "uint8"}
 
 
@@ -81,6 +84,31 @@ def test_python_example_fits_images_into_the_input_like_the_predictor(onnx_file,
         assert abs(loaded.scores[distance.argmin()] - strongest[1]) < 0.02
 
 
+@pytest.mark.parametrize("size", [(480, 640), (500, 333), (40, 900)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"shortest": 320, "longest": 500},
+        {"shortest": 320, "longest": 500, "rounding": "torchvision"},
+        {"shortest": 300, "longest": 310, "rounding": "mmdetection", "letterbox_value": 114},
+        {"shortest": 300, "longest": 300, "rounding": "square"},
+    ],
+    ids=["detectron2", "torchvision", "letterbox", "stretch"],
+)
+def test_python_example_sizes_its_input_like_the_predictor(monkeypatch, rule, size):
+    monkeypatch.syspath_prepend(ONNX)
+    sizes, picture = importlib.import_module("detect").sizes, np.zeros((*size, 3), np.uint8)
+    rule = Preprocessing(**rule)
+    batch = rule.batch([picture])
+    free = sizes(rule.get_config(), size[::-1], ["batch", "height", "width", 3])
+    np.testing.assert_array_equal(free[0][::-1], batch["image_size"][0])
+    padded = tuple(batch["image"].shape[1:3])
+    assert free[1][::-1] == (padded if rule.letterboxes else free[0][::-1])
+    whole, shown = rule.letterbox(picture, 96, 128)
+    fixed = sizes(rule.get_config(), size[::-1], [1, 96, 128, 3])
+    assert (fixed[0][::-1], fixed[1][::-1]) == (shown, whole.shape[:2])
+
+
 def test_browser_page_equals_the_model(browser, onnx_file, image, expected, tmp_path):
     if not (ONNXRUNTIME_WEB / "ort.wasm.min.mjs").exists():
         pytest.skip("no onnxruntime-web in $ONNXRUNTIME_WEB: npm install onnxruntime-web")
@@ -106,17 +134,36 @@ def test_browser_page_equals_the_model(browser, onnx_file, image, expected, tmp_
     assert_equal([(each["label"], each["score"], each["box"]) for each in json.loads(text)], expected)
 
 
-def test_cpp_example_of_openvino_equals_the_model(openvino_folder, image, expected, tmp_path):
+def flags_of_openvino(folder):
     package = Path(openvino.__file__).parent
-    if not shutil.which("g++") or not (package / "include").exists():
-        pytest.skip("no C++ compiler, or an openvino without headers")
+    if not (package / "include").exists():
+        pytest.skip("an openvino without headers")
     [library] = (package / "libs").glob("libopenvino.so.*")
-    flags = [f"-I{package / 'include'}", str(library), f"-Wl,-rpath,{library.parent}"]
+    return [f"-isystem{package / 'include'}", str(library), f"-Wl,-rpath,{library.parent}"]
+
+
+def flags_of_onnxruntime(folder):
+    libraries = list((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    if not libraries or not (ONNXRUNTIME_INCLUDE / "onnxruntime_cxx_api.h").exists():
+        pytest.skip("no onnxruntime_cxx_api.h in $ONNXRUNTIME_INCLUDE")
+    (folder / "libonnxruntime.so.1").symlink_to(libraries[0])  # the name by which programs load it
+    return [f"-isystem{ONNXRUNTIME_INCLUDE}", str(libraries[0]), f"-Wl,-rpath,{folder}"]
+
+
+@pytest.mark.parametrize(
+    "source,flags,suffix",
+    [(ONNX, flags_of_onnxruntime, ""), (OPENVINO, flags_of_openvino, "model.xml")],
+    ids=["onnxruntime", "openvino"],
+)
+def test_cpp_example_equals_the_model(onnx_file, openvino_folder, image, expected, tmp_path, source, flags, suffix):
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler")
     binary = str(tmp_path / "detect")
-    build = ["g++", "-std=c++17", "-O1", str(OPENVINO / "detect.cc"), "-o", binary, *flags]
+    build = ["g++", "-std=c++17", "-O1", "-Wall", "-Werror", str(source / "detect.cc"), "-o", binary, *flags(tmp_path)]
     subprocess.run(build, check=True, capture_output=True)
     Image.fromarray(image).save(tmp_path / "x.ppm")
-    model = str(openvino_folder("tiny", **FIXED) / "model.xml")
+    export = openvino_folder if source == OPENVINO else onnx_file
+    model = str(export("tiny", **FIXED) / suffix)
     run = subprocess.run([binary, model, str(tmp_path / "x.ppm")], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     rows = [np.array(line.split(), float) for line in run.stdout.splitlines()]

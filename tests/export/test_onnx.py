@@ -1,6 +1,7 @@
 """Tests every model as an ONNX file in every post-processing and precision, the cells of the table in docs."""
 
 import json
+import logging
 import sys
 
 import numpy as np
@@ -81,6 +82,19 @@ def test_file_has_operators_of_onnx_only_and_all_metadata(onnx_file):
     assert "the shorter side resized to 64 pixels or, if the longer side would then exceed 96" in properties["input"]
     assert json.loads(properties["kerasdet"])["precision"] == "float32"
     assert kerasdet.load(path).class_names == tiny.CLASS_NAMES
+
+
+def test_int8_quantises_backbone_and_neck(onnx_file, caplog):
+    handlers = list(logging.getLogger().handlers)
+    file = onnx.load(onnx_file("tiny", precision="int8"))
+    assert [record.getMessage() for record in caplog.records if record.name == "root"] == []  # onnxruntime's advice
+    assert logging.getLogger().handlers == handlers
+    onnx.checker.check_model(file, full_check=True)
+    assert {node.domain for node in file.graph.node} == {""}
+    dequantised = {node.output[0] for node in file.graph.node if node.op_type == "DequantizeLinear"}
+    convs = {node.name: set(node.input[:2]) <= dequantised for node in file.graph.node if node.op_type == "Conv"}
+    assert len(convs) > 20
+    assert all(quantised != ("head" in name) for name, quantised in convs.items()), convs
 
 
 def test_fixed_size_takes_letterboxed_uint8(models, onnx_file):
@@ -219,6 +233,16 @@ def test_convolutions_of_many_channels_equal_tensorflow():
     image = rng.normal(size=[1, 6, 7, 3]).astype(np.float32)
     [found] = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": image})
     np.testing.assert_allclose(found, function(image)["y"], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(12, 14), (9, 5), (3, 20)])
+def test_nearest_pixels_equal_tensorflow(size):
+    """The necks of users resize in this way."""
+    image = np.random.default_rng(0).normal(size=[1, 6, 7, 3]).astype(np.float32)
+    spec = tf.TensorSpec([None, None, None, 3], tf.float32, "image")
+    model = convert(lambda x: {"y": tf.image.resize(tf.nn.relu(x), size, "nearest")}, spec, "float32")
+    [found] = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": image})
+    np.testing.assert_array_equal(found, tf.image.resize(tf.nn.relu(image), size, "nearest"))
 
 
 def test_unknown_operation_raises():

@@ -22,8 +22,7 @@ CELLS = [
     (name, precision)
     for precision in ("float32", "float16", "int8")
     for name in MODELS
-    if name != ("rtmdet_ins" if precision == "int8" else "rtmdet")
-    and (name not in PARTS_OF_ANOTHER or precision == "float32")
+    if (name != "rtmdet" or precision == "int8") and (name not in PARTS_OF_ANOTHER or precision == "float32")
 ]
 QUICK = [(name, "float32") for name in MODELS if name not in SLOW]
 

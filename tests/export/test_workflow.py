@@ -162,7 +162,10 @@ def test_failed_export_keeps_existing_files(models, tmp_path):
             "saved_model has no precision 'int8': choose one of float32, bfloat16, float16",
         ),
         ({"format": "tflite", "ops": "compiled"}, "tflite has no option 'ops': its options are postprocessing, size"),
-        ({"format": "tflite", "serving": True}, "No server can load format tflite: remove --serving"),
+        (
+            {"format": "tflite", "serving": True},
+            "Format tflite has no folder layout of a model server: remove --serving",
+        ),
         ({"format": "saved_model", "calibration_images": ["a.jpg"]}, "saved_model does not use calibration images"),
         ({**SIZE, "calibration_images": tiny.images()}, "Calibration images are for precision int8"),
         ({**SIZE, "precision": "int8"}, "int8 needs calibration images"),

@@ -10,7 +10,7 @@ from models.models import MODELS, batch, randomized
 from kerasdet.errors import UserError
 from kerasdet.geometry import masks
 from kerasdet.geometry.keypoints import flip_order
-from kerasdet.inference import AugmentedPredictor
+from kerasdet.inference import AugmentedPredictor, TiledPredictor
 from kerasdet.inference.tta import SCALES
 from kerasdet.models import KeypointBranch
 
@@ -173,3 +173,9 @@ def test_hflip_of_keypoints_without_names_raises(image):
 def test_invalid_length_raises(model, length):
     with pytest.raises(UserError, match="in whole pixels"):
         AugmentedPredictor(model, [length])
+
+
+def test_export_raises(model):
+    """An export has no outputs before NMS; tiles of a model have none either."""
+    with pytest.raises(UserError, match=r"of type TiledPredictor, but test-time augmentation \(--tta\) needs a Keras"):
+        AugmentedPredictor(TiledPredictor(model))

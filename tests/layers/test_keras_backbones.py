@@ -51,8 +51,8 @@ def detector(backbone):
 def keras_hub_backbone():
     """Makes a tiny ResNet of KerasHub, where it is installed."""
     models = pytest.importorskip("keras_hub").models
-    stages = {"stackwise_num_filters": [8, 16, 16, 16], "stackwise_num_strides": [1, 2, 2, 2]}
-    stem = {"input_conv_filters": [8], "input_conv_kernel_sizes": [7]}
+    stages = {"stackwise_num_filters": [64, 16, 16, 16], "stackwise_num_strides": [1, 2, 2, 2]}
+    stem = {"input_conv_filters": [64], "input_conv_kernel_sizes": [7]}
     hub = models.ResNetBackbone(
         **stem, **stages, stackwise_num_blocks=[1] * 4, block_type="basic_block", image_shape=(None, None, 3)
     )
@@ -61,13 +61,13 @@ def keras_hub_backbone():
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """Leaves one narrow block per stage of EfficientNetV2B0 and ConvNeXtTiny: all of their layers at a tenth."""
-    blocks = efficientnet_v2.DEFAULT_BLOCKS_ARGS["efficientnetv2-b0"]
-    quarter = [
-        {**block, "num_repeat": 1, **{name: block[name] // 4 for name in ("input_filters", "output_filters")}}
-        for block in blocks
-    ]
-    monkeypatch.setitem(efficientnet_v2.DEFAULT_BLOCKS_ARGS, "efficientnetv2-b0", quarter)
+    """Leaves one narrow block per stage of EfficientNetV2 and ConvNeXtTiny: all of their layers at a tenth."""
+    for size in ("efficientnetv2-b0", "efficientnetv2-s"):
+        quarter = [
+            {**block, "num_repeat": 1, **{name: block[name] // 4 for name in ("input_filters", "output_filters")}}
+            for block in efficientnet_v2.DEFAULT_BLOCKS_ARGS[size]
+        ]
+        monkeypatch.setitem(efficientnet_v2.DEFAULT_BLOCKS_ARGS, size, quarter)
     small = {"depths": [1, 1, 1, 1], "projection_dims": [8, 16, 24, 32]}
     monkeypatch.setitem(convnext.MODEL_CONFIGS, "tiny", {**convnext.MODEL_CONFIGS["tiny"], **small})
 
@@ -77,7 +77,7 @@ BACKBONES = {
     "keras_hub": pytest.param(keras_hub_backbone, marks=pytest.mark.slow),
     **{
         name: pytest.param(lambda name=name: KerasApplication(name), marks=pytest.mark.slow)
-        for name in ("EfficientNetV2B0", "ConvNeXtTiny")
+        for name in ("EfficientNetV2B0", "ConvNeXtTiny", "MobileNetV3Small")
     },
 }
 
@@ -99,17 +99,12 @@ def test_backbone_trains_and_its_files_detect_the_same(make, shallow, tmp_path):
     found = model.detect(IMAGE)
     model.save(tmp_path / "model.keras")
     np.testing.assert_allclose(kerasdet.load(tmp_path / "model.keras").detect(IMAGE).scores, found.scores, atol=1e-4)
+    export.export_saved_model(model, tmp_path / "saved_model")
+    np.testing.assert_allclose(kerasdet.load(tmp_path / "saved_model").detect(IMAGE).scores, found.scores, atol=1e-4)
     path = export.export_tflite(
         model, tmp_path / "int8.tflite", precision="int8", size=(64, 64), calibration_images=[IMAGE]
     )
     np.testing.assert_allclose(kerasdet.load(path).detect(IMAGE).scores[:5], found.scores[:5], atol=0.05)
-
-
-def test_saved_model_detects_the_same(tmp_path):
-    model = detector(PyramidBackbone(HubBackbone()))
-    found = model.detect(IMAGE)
-    export.export_saved_model(model, tmp_path / "saved_model")
-    np.testing.assert_allclose(kerasdet.load(tmp_path / "saved_model").detect(IMAGE).scores, found.scores, atol=1e-4)
 
 
 def test_features_of_a_whole_application_have_their_strides():
@@ -119,6 +114,18 @@ def test_features_of_a_whole_application_have_their_strides():
     assert {name: x.shape.as_list() for name, x in features.items()} == {
         name: [1, 64 >> level, 64 >> level, channels[name]] for level, name in enumerate(channels, 2)
     }
+
+
+@pytest.mark.parametrize("name", ["EfficientNetV2B0", "EfficientNetV2S", "ConvNeXtTiny"])
+def test_features_equal_those_of_the_application_from_raw_pixels(shallow, name):
+    """The application's own preprocessing is the truth; the last feature is its output."""
+    backbone = KerasApplication(name, out_features=("c5",))
+    application = getattr(keras.applications, name)(include_top=False, weights=None)
+    application.set_weights(backbone.backbone.get_weights())
+    expected = application(IMAGE[None].astype(np.float32))
+    found = backbone(Preprocessing().normalize(IMAGE[None], None))["c5"]
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.ptp(expected))
 
 
 def test_features_of_odd_images_cover_the_image():
@@ -158,6 +165,10 @@ def test_frozen_norms_use_their_statistics():
         (lambda: PyramidBackbone(HubBackbone(), out_features=("c6",)), "has no feature c6: expected some of c1, c2"),
         (lambda: KerasApplication("EfficientNetV3"), "architecture is 'EfficientNetV3': expected one of ConvNeXtBase,"),
         (lambda: KerasApplication("MobileNetV3Small", out_features=("c1",)), "MobileNetV3Small has no feature c1"),
+        (
+            lambda: KerasApplication("MobileNetV3Small", pretrained="no.weights.h5"),
+            "pretrained is 'no.weights.h5', but these weights of MobileNetV3Small cannot be loaded: The `weights`",
+        ),
     ],
 )
 def test_wrong_arguments_raise(make, message):

@@ -91,9 +91,16 @@ def test_int8_of_a_mobile_detector_detects_nearly_the_same(tmp_path):
 
 
 def test_onnx_detects_the_same(model, found, tmp_path):
-    pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime")
     path = export.export_onnx(model, tmp_path / "model.onnx")
     assert_same(kerasdet.load(path).detect(IMAGE), found)
+    rule = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["input"]
+    assert rule.startswith("RGB, 0..255: stretched to 96x96 (height x width)")
+
+
+def test_openvino_detects_the_same(model, found, tmp_path):
+    pytest.importorskip("openvino")
+    assert_same(kerasdet.load(export.export_openvino(model, tmp_path / "model")).detect(IMAGE), found)
 
 
 def test_images_are_stretched_to_a_square(model):

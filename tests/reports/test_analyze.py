@@ -8,7 +8,7 @@ import pytest
 from reports.pages import Reader, watched_tab
 
 from kerasdet import cli
-from kerasdet.analysis import analyze_cases
+from kerasdet.analysis import analyze_cases, compare
 from kerasdet.data import shapes
 from kerasdet.evaluation.cases import read_cases
 from kerasdet.reports.analysis_advice import advise
@@ -115,7 +115,9 @@ def test_filter_shows_the_image_with_the_error(opened, folder):
         opened.keyboard.press("Enter")
         assert button.get_attribute("aria-pressed") == "true"
         shown = gallery.locator("img:visible").evaluate_all("images => images.map(image => image.alt)")
-        assert any(alt.startswith(f"{file}: ") for alt in shown) and all(f" {kind}" in alt for alt in shown)
+        (mine,) = (alt for alt in shown if alt.startswith(f"{file}: "))
+        assert re.match(rf": 1 {kind}(, 1 broken)?\. Left", mine.removeprefix(file))  # one error is of one kind
+        assert all(f" {kind}" in alt for alt in shown)
     gallery.get_by_role("button", name=re.compile("^all ")).click()
     assert re.match(r"1 to \d of \d+ images", gallery.get_by_role("status").text_content())
 
@@ -163,7 +165,11 @@ def test_models_are_run_timed_and_compared_with_their_anchors_and_settings(folde
     "words,message",
     [
         (["faulty.json"], "contains detections, not a model: pass the ground truth with --data"),
-        (["faulty.json", "--data", "annotations.json", "--split", "val", "--images", "nowhere"], "nowhere"),
+        (["faulty.json", "--data", "annotations.json", "--split", "all", "--images", "nowhere"], "nowhere"),
+        (
+            ["faulty.json", "--data", "annotations.json", "--split", "test"],
+            "annotations.json has no split test; it has",
+        ),
         (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
         (["annotations.json", "--data", "annotations.json"], "expected a list of detections"),
         (["faulty.json", "--images", "images"], "--images was given without --data"),
@@ -204,6 +210,39 @@ def test_findings_name_files_that_do_not_belong_together(folder, tmp_path, chang
     assert cli.main([*words, "--out", str(tmp_path / "page.html"), "--json", str(tmp_path / "page.json")]) == 0
     assert "problem: " in (printed := capsys.readouterr().out) and message in printed
     json.loads((tmp_path / "page.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_names_cannot_add_markup_and_equal_names_stay_apart(folder, tmp_path):
+    pytest.importorskip("vl_convert")
+    truth = json.loads((folder / "annotations.json").read_text())
+    names = ["</style><script>alert(1)</script>", "a\0b\ud800", 'c"d', 'c"d', f'c"d ({truth["categories"][2]["id"]})']
+    for category, name in zip(truth["categories"], names, strict=True):
+        category["name"] = name
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    words = ["analyze", str(folder / "faulty.json"), "--data", str(tmp_path / "truth.json")]
+    assert cli.main([*words, "--out", str(tmp_path / "page.html"), "--json", str(tmp_path / "page.json")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<script") == page.count("</style") == 1
+    assert names[0] in "".join(Reader(page).texts)
+    assert len(json.loads((tmp_path / "page.json").read_text())["bbox"]["classes"]) == len(names)
+
+
+def test_one_image_gives_no_interval_and_no_verdict():
+    box = {"image_id": 1, "category_id": 1, "bbox": [10.0, 10.0, 20.0, 20.0]}
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 100, "width": 100} for n in (1, 2)],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**box, "id": 1}],
+    }
+    (now,), (before,) = (read_cases(truth, found) for found in ([{**box, "score": 0.8}], []))
+    now, before = analyze_cases(now, samples=5), analyze_cases(before, samples=5)
+    assert (
+        now.numbers["AP"].value == pytest.approx(1)
+        and np.isnan([now.numbers["AP"].low, now.class_numbers[0].high]).all()
+    )
+    found = advise(now, "boxes", compare(now, before))
+    assert found[0].text == "The difference of AP cannot be estimated, because fewer than two images have objects."
+    assert any("the confidence interval of AP is unknown, because only one of them" in each.text for each in found)
 
 
 def test_weakest_class_is_named_with_the_size_of_its_objects():

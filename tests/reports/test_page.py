@@ -39,6 +39,16 @@ def test_shares_never_round_to_nothing_or_everything(part, whole, words):
     assert page.share(part, whole).replace("\xa0", " ") == words
 
 
+def test_decimals_have_all_digits_and_no_exponent():
+    assert [page.decimal(n) for n in (0.12345671, 1e-7, 0.0, -3.1)] == ["0.12345671", "0.0000001", "0", "-3.1"]
+
+
+def test_charts_replace_characters_that_would_abort_the_process():
+    pytest.importorskip("vl_convert")
+    drawn = charts.bars([("a\0b\x1bc", 1, "d\ud800"), ("tab\t", 1, "x")], "n", "").svg("narrow")
+    assert "a\ufffdb\ufffdc" in drawn and "d\ufffd" in drawn
+
+
 def test_counts_agree_with_their_noun():
     assert [page.count(n, "class", "classes") for n in (0, 1, 1200)] == ["0 classes", "1 class", "1,200 classes"]
 

@@ -57,6 +57,14 @@ def test_training_at_other_sizes_than_detection_warns(caplog, shortest, warns):
     assert ("but detection resizes it to 96" in caplog.text) == warns
 
 
+@pytest.mark.parametrize("rounding, warns", [("square", False), ("detectron2", True)])
+def test_training_at_another_shape_than_detection_warns(caplog, rounding, warns):
+    model = SimpleNamespace(preprocessing=Preprocessing(shortest=96, longest=96, rounding="square"))
+    checks.warn_of_other_sizes(model, [ResizeShortestEdge(96, 96, rounding=rounding)])
+    message = "Training keeps the aspect ratio of images, but detection stretches images to a square"
+    assert (message in caplog.text) == warns
+
+
 def test_validation_data_take_the_classes_of_the_training_data(dataset):
     data = dataset({}, {"category_id": 2})
     swapped = Validation(dataset({}, {"category_id": 2}, categories=("dog", "cat")))

@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def filling(rule: dict) -> tuple[int, ...]:
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("image")
     options = parser.parse_args()
-    for label, score, box in detect(options.model, Image.open(options.image)):
+    for label, score, box in detect(options.model, ImageOps.exif_transpose(Image.open(options.image))):
         print(label, f"{score:.3f}", *(f"{side:.1f}" for side in box))

@@ -89,13 +89,11 @@ function sortable(table) {
     control.addEventListener("click", () => {
       const numeric = header.classList.contains("number");
       const direction = header.getAttribute("aria-sort") === (numeric ? "descending" : "ascending") ? -1 : 1;
-      const value = (row) => {
-        const words = row.cells[column].textContent;
-        return numeric ? parseFloat(words.replace(/[^\d.-]/g, "")) || 0 : words;
-      };
-      const compare = numeric
-        ? (a, b) => (value(b) - value(a)) * direction
-        : (a, b) => value(a).localeCompare(value(b)) * direction;
+      const words = (row) => row.cells[column].textContent;
+      const value = (row) => parseFloat(words(row).replace(/[^\d.-]/g, ""));
+      const compare = numeric // cells without a number are last in both directions
+        ? (a, b) => Number.isNaN(value(a)) - Number.isNaN(value(b)) || (value(b) - value(a)) * direction
+        : (a, b) => words(a).localeCompare(words(b)) * direction;
       body.append(...[...body.rows].sort(compare));
       headers.forEach((other) => other.removeAttribute("aria-sort"));
       header.setAttribute("aria-sort", (direction === 1) === numeric ? "descending" : "ascending");
