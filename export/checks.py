@@ -92,7 +92,11 @@ def check_calibration(precision: str, calibration_images: Sequence) -> None:
 
     Raises:
         UserError: If images are missing, or are given for a precision that does not use them.
+        FileNotFoundError: If the file of an image does not exist.
     """
+    for image in calibration_images:
+        if isinstance(image, str | os.PathLike) and not expand(image, "--calibration-images").is_file():
+            raise FileNotFoundError(f"The calibration image {image} does not exist. Check --calibration-images.")
     if precision == "int8" and 0 < len(calibration_images) < _FEW_IMAGES:
         log.warning(
             "int8 measures the ranges of activations on only %d images: pass a few dozen, or detections in other "

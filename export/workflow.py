@@ -1,10 +1,8 @@
 """Exports a model and verifies the export: writes it, runs it in another process, compares detections and AP."""
 
-import contextlib
 import dataclasses
 import logging
 import math
-import shutil
 import statistics
 import tempfile
 import time
@@ -22,6 +20,7 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate
 from kerasdet.export.formats import choose_spec, format_named, format_of
 from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
+from kerasdet.files import removing_on_failure
 from kerasdet.inference.images import open_images
 from kerasdet.models import Detector
 from kerasdet.paths import expand
@@ -127,7 +126,7 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
     def write(model, path):
         export_format.write(model, path, **write_options)
 
-    with _remove_on_failure(path):
+    with removing_on_failure(path):
         log.info("Writing %s ...", path)
         write(model, path)
         log.info("Comparing %d images with the model, in a process of its own ...", len(images))
@@ -143,23 +142,6 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
                 f"and to reject an export that loses more than {max_ap_drop:g}."
             )
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _remove_on_failure(path: Path) -> Iterator[None]:
-    """Removes the files that the block wrote to a path if the block fails; existing files are kept."""
-    was_folder = path.is_dir()
-    is_ours = not path.exists() or (was_folder and not any(path.iterdir()))
-    try:
-        yield
-    except BaseException:
-        if is_ours and path.is_dir():
-            shutil.rmtree(path)
-            if was_folder:
-                path.mkdir()
-        elif is_ours:
-            path.unlink(missing_ok=True)
-        raise
 
 
 def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report:

@@ -46,6 +46,20 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
             raise UserError(f"{owner}.{name} is {value!r}: expected a number {limits}.")
 
 
+def check_seed(owner: str, seed: Any) -> None:
+    """Checks that a value is the seed of random numbers.
+
+    Args:
+        owner: Name of the function or class that takes the seed, for the error message.
+        seed: Value of the argument.
+
+    Raises:
+        UserError: If the value is not an integer from 0 to 2**32 - 1.
+    """
+    if not _is(seed, Integral) or not 0 <= seed < 2**32:
+        raise UserError(f"{owner}.seed is {seed!r}: expected an integer from 0 to 2**32 - 1.")
+
+
 def check_names(argument: str, values: Any) -> None:
     """Checks that a value is a sequence of strings. A single string would otherwise count as a list of its letters.
 

@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from kerasdet.errors import UserError
+from kerasdet.paths import is_device
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +42,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         Temporary path for the block to write to. It is renamed to `path` if the block succeeds, and deleted if the
-        block raises.
+        block raises. For a device such as /dev/stdout it is `path` itself.
 
     Raises:
         OSError: If the file cannot be written. An old file at `path` is kept.
     """
+    if is_device(path):
+        with writing(path):
+            yield path
+        return
     partial = path.with_name(f".partial_{path.name}")
     try:
         with writing(path):
@@ -56,6 +62,31 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+@contextlib.contextmanager
+def removing_on_failure(path: Path) -> Iterator[None]:
+    """Removes what the ``with`` block wrote to a path if the block fails, also after Ctrl-C. Existing files are kept.
+
+    Args:
+        path: Path of the file or folder that the block writes. A folder may exist if it is empty.
+
+    Yields:
+        None.
+    """
+    was_folder = path.is_dir()
+    is_ours = not path.exists() or (was_folder and not any(path.iterdir()))
+    try:
+        yield
+    except BaseException:
+        if is_ours and path.is_dir():
+            shutil.rmtree(path)
+            if was_folder:
+                path.mkdir()
+        elif is_ours:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
 
 
 @contextlib.contextmanager

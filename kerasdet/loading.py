@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 
 from kerasdet.checkpoints.cache import is_published, local_path
+from kerasdet.checkpoints.read import looks_like_checkpoint
 from kerasdet.checkpoints.zoo import find, similar
 from kerasdet.data import images
 from kerasdet.errors import UserError
@@ -24,6 +25,7 @@ _OTHER_FILES = {
     (".pb",): "a single file of a SavedModel: expected " + _MODEL + ". Pass the folder that contains it.",
     (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
     images.SUFFIXES: "an image: expected " + _MODEL + ". Pass the model first, then the images.",
+    (".index", ".meta"): "a part of a TensorFlow checkpoint: expected " + _MODEL + ".",
     (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
     (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
 }
@@ -281,16 +283,23 @@ def _check_keras_file(file):
         return
     is_torch = any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
     suffix = file.suffix.lower()
-    if is_torch or suffix in _CHECKPOINT_SUFFIXES:
+    if is_torch or (suffix in _CHECKPOINT_SUFFIXES and looks_like_checkpoint(file)):
         raise UserError(
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, "
             "and pass the folder that this command writes."
         )
     if format_of(file.parent) is not None:
         raise UserError(f"{file} is a part of an export: pass its folder, {file.parent}.")
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty (0 bytes): expected {_MODEL}. Copy or save it again.")
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
             raise UserError(f"{file} is {what}")
+    if suffix in _CHECKPOINT_SUFFIXES:
+        raise UserError(
+            f"{file} is neither a .keras file nor a checkpoint that `kerasdet convert` reads, whatever its suffix: "
+            f"expected {_MODEL}. Download or save it again."
+        )
     raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")
 
 

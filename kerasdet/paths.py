@@ -1,5 +1,6 @@
 """Checks and expands paths that users pass, and prepares files and folders that will be written."""
 
+import errno
 import os
 import re
 import sys
@@ -30,12 +31,23 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
         text = os.fspath(path)
         if not text.strip():
             raise UserError(f"{name} is empty: expected the path of a file or folder. Pass a path such as runs/first.")
+        if "\0" in text:
+            raise UserError(f"{name} is {text!r}: expected a path without a null byte. Correct the path.")
         if re.match(r"[A-Za-z][\w+.-]+:/", text):  # otherwise gs://bucket/run would become a local folder `gs:`
             raise UserError(
                 f"{name} is {text}, a URL: expected the path of a local file or folder. Mount the remote "
                 f"folder, or copy the files."
             )
-        return Path(os.path.expanduser(text))
+        path = Path(os.path.expanduser(text))
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # in Python 3.12 and earlier `Path.resolve` raises a RuntimeError
+                raise UserError(
+                    f"{name} is {path}, a link that leads to itself: expected the path of a file or folder. Correct "
+                    "the link."
+                ) from None
+        return path
     is_number = isinstance(path, int | float) and not isinstance(path, bool)
     example = f"./{path} if that is its name" if is_number else "runs/first"
     raise UserError(f"{name} is {path!r}: expected the path of a file or folder. Pass a path such as {example}.")
@@ -56,7 +68,7 @@ def make_folder(folder: Path, name: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        reason = "it is a file or a broken link" if isinstance(error, FileExistsError) else error.strerror
         raise OSError(f"{name}: {folder} cannot be written: {reason}. Choose a writable folder.") from None
 
 
@@ -77,12 +89,25 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     path = expand(path, name)
     if path.is_dir():
         raise IsADirectoryError(f"{name}: {path} is a folder: expected a file. Add the name of a file in it.")
-    if path.exists() and not path.is_file():
-        return path  # a device, such as /dev/stdout
+    if is_device(path):
+        return path
     make_folder(path.parent, name)
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
     return path
+
+
+def is_device(path: Path) -> bool:
+    """Tells whether a path is a device, a pipe or an open file, such as /dev/stdout, which no new file may replace.
+
+    Args:
+        path: Path of a file, which need not exist.
+
+    Returns:
+        True if the path must be written to directly.
+    """
+    folder = os.path.realpath(path.parent)
+    return folder == "/dev" or folder.startswith("/proc/") or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
 def prepare_files(
@@ -102,9 +127,9 @@ def prepare_files(
         OSError: If a file cannot be written.
     """
     files = {name: prepare_file(path, name) for name, path in outputs.items() if path is not None}
-    owners = {expand(path, name).resolve(): name for name, path in inputs.items() if path}
+    owners = {os.path.realpath(expand(path, name)): name for name, path in inputs.items() if path}
     for name, path in files.items():
-        if (owner := owners.setdefault(path.resolve(), name)) != name:
+        if (owner := owners.setdefault(os.path.realpath(path), name)) != name:
             raise UserError(f"{name} would overwrite {path}, the file of {owner}: choose another file for {name}.")
     return files
 

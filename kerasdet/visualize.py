@@ -1,5 +1,6 @@
 """Draws detections on images, grids of images, and curves of training runs."""
 
+import bisect
 import colorsys
 import math
 from collections.abc import Mapping, Sequence
@@ -366,9 +367,8 @@ def _shorten(text, font, room) -> str:
     """Shortens a string to `room` pixels, with three dots at the end, if it does not fit."""
     if font.getlength(text) <= room:
         return text
-    while text and font.getlength(text + "...") > room:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    longest = bisect.bisect(range(1, len(text) + 1), room, key=lambda n: font.getlength(f"{text[:n]}..."))
+    return f"{text[:longest].rstrip()}..."
 
 
 def _tag_place(box: Rectangle, size: tuple[int, int], limits: tuple[int, int], taken: list[Rectangle]) -> Rectangle:

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import sys
 
 import gin
 import keras
@@ -461,9 +462,11 @@ def test_invalid_override_raises_one_line(override):
 
 
 WRONG_FILES = {
-    "include 'base/nothing.gin'\n": "Unable to open file: base/nothing.gin",
+    "include 'base/nothing.gin'\n": "line 1 of .*own.gin includes base/nothing.gin, but there is no such file",
+    "include 'own.gin'\n": "line 1 of .*own.gin includes own.gin, which includes this file again",
+    f"include '{SHAPES}.gin'\nSTEPS = %BATCH_SIZE\nBATCH_SIZE = %STEPS\n": "(STEPS|BATCH_SIZE) depends on itself",
     f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used",
-    f"include '{SHAPES}.gin'\ntrain.step = 3\n": "'step'.* line 2",
+    f"include '{SHAPES}.gin'\ntrain.step = 3\n": "train has no argument step: choose one of .* steps, ",
     f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used but never set",
     f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin: line 2: STEPS has no value",
     f"include '{SHAPES}.gin'\nSTEPS =  # many\nLR = 1\n": "own.gin: line 2: STEPS has no value",
@@ -471,7 +474,12 @@ WRONG_FILES = {
     '{"images": []}': "own.gin: the file is JSON, not a gin configuration",
     f"include '{SHAPES}.gin'\nResNet.stages = (1, 2\n": "expected a closing bracket",
     f"include '{SHAPES}.gin'\nResNett.depth = 18\n": "No configurable matching 'ResNett'",
-    "import no_such_module\n": "No module named 'no_such_module'",
+    f"include '{SHAPES}.gin'\nRetinaNet.backbone = @RetinaNet()\n": "RetinaNet depends on itself",
+    f"include '{SHAPES}.gin'\nSTEPS = 1\nLR = 1\nSTEPS = 2\n": "lines 2 and 4 both set STEPS: expected one value",
+    f"include '{SHAPES}.gin'\nLR: 0.1\n": r"line 2, 'LR: 0.1', cannot be read .*: expected NAME = value",
+    f"include '{SHAPES}.gin'\nRandomFlip.chance = 1.0\n": "RandomFlip has no argument chance: choose one of",
+    "import no_such.module\n": r"'import no_such.module' fails \(No module named 'no_such'\): expected a module",
+    "from os import nothing\n": "'from os import nothing' fails .* PYTHONPATH",
     "train.steps = 3\n": "PRECISION is used but never set",
 }
 
@@ -624,6 +632,19 @@ def test_backbone_from_a_user_module_is_configurable(tmp_path, monkeypatch, modu
     assert configured("train.model").backbone.squeeze == 5
 
 
+def test_modules_of_both_kinds_of_imports_are_imported(tmp_path, monkeypatch):
+    (tmp_path / "of_a_user").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / "of_a_user" / f"{name}.py").write_text("")
+    (tmp_path / "config.gin").write_text("import of_a_user.first\nfrom of_a_user import second\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config.import_modules(tmp_path / "config.gin")
+    assert {"of_a_user.first", "of_a_user.second"} <= sys.modules.keys()
+    (tmp_path / "config.gin").write_text("from of_a_user import third\n")
+    with pytest.raises(UserError, match=r"config.gin: 'from of_a_user import third' fails .* PYTHONPATH"):
+        config.import_modules(tmp_path / "config.gin")
+
+
 def test_missing_eval_data_raises(tmp_path):
     (tmp_path / "own.gin").write_text("PRECISION = 'float32'\nSEED = 0\n")
     config.load(tmp_path / "own.gin")
@@ -675,6 +696,7 @@ TYPES = {
     "RetinaNet.num_classes=['a']": r"RetinaNet.num_classes is \['a'\]: expected an integer",
     "OUT_DIR=[a]": r"'OUT_DIR=\[a\]': strings in brackets need quotes: write OUT_DIR=\['a', 'b'\]",
     "AnchorGenerator.sizes=32": "AnchorGenerator.sizes is 32: expected a list",
+    "StepOptions.pad_to=640": r"StepOptions.pad_to is 640: expected 2 values. Write \(640, 640\)",
 }
 
 

@@ -31,6 +31,18 @@ def test_full_disk_leaves_the_old_content(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_pipe_is_written_to_and_not_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(path) as partial:
+        partial.write_text("content")
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_path_that_cannot_be_written_raises(tmp_path):
     with pytest.raises(OSError, match=rf"{tmp_path} cannot be written: Is a directory"), writing(tmp_path):
         tmp_path.open("a")

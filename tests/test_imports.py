@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lowest first. A unit may import itself and the units on the lines above its own.
 LAYERS = (
     ("errors", "keras_compat"),
-    ("paths", "files", "arguments"),
+    ("paths", "arguments"),
+    ("files",),
     ("keras_utils",),
     ("geometry",),
     ("losses", "ops"),

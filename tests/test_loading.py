@@ -78,7 +78,8 @@ def test_truncated_checkpoint_raises_and_is_named(run_dir, keep):
     newest = run_dir / "checkpoints" / "step_00000100.keras"
     content = newest.read_bytes()
     newest.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
-    with pytest.raises(ValueError, match=re.escape(f"{newest} is not a valid .keras file")):
+    problem = "is not a valid .keras file" if keep else "is empty (0 bytes)"
+    with pytest.raises(ValueError, match=re.escape(f"{newest} {problem}")):
         load(run_dir)
 
 
@@ -89,6 +90,20 @@ def test_damaged_file_raises_and_is_named(tmp_path, file):
     damaged.write_bytes(content[:middle] + bytes(500) + content[middle + 500 :])
     with pytest.raises(ValueError, match=r"damaged\.keras cannot be loaded: .*model\.weights\.h5"):
         load(damaged)
+    for name, content, message in (
+        ("a.keras", b"", r"a\.keras is empty \(0 bytes\)"),
+        ("a.pth", b"", r"a\.pth is empty \(0 bytes\)"),
+        (
+            "a.pth",
+            b"<!doctype html>",
+            r"a\.pth is neither a \.keras file nor a checkpoint that `kerasdet",
+        ),
+        ("a.pkl", b"\x80\x04}q\x00.", r"a\.pkl is a checkpoint of another framework.* `kerasdet convert`"),
+        ("ckpt-1.index", b"\0\0", r"ckpt-1\.index is a part of a TensorFlow checkpoint"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / name)
     damaged.write_text("not a model")
     with pytest.raises(ValueError, match=r"damaged\.keras is not a valid \.keras file"):
         load(damaged)

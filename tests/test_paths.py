@@ -11,8 +11,9 @@ from kerasdet.errors import UserError
 from kerasdet.export.saved_model.write import export_saved_model
 from kerasdet.export.tflite.load import TFLitePredictor
 from kerasdet.export.tflite.write import export_tflite
+from kerasdet.inference import VideoReader
 from kerasdet.inference.images import open_image
-from kerasdet.paths import expand, make_folder, prepare_file
+from kerasdet.paths import expand, is_device, make_folder, prepare_file, prepare_files
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ TAKES_A_PATH = {
     "CocoDataset": CocoDataset,
     "CocoDataset.images": lambda path: CocoDataset(tiny_annotations(), path),
     "detect": open_image,
+    "VideoReader": VideoReader,
     "TFLitePredictor": TFLitePredictor,
     "export_saved_model": lambda path: export_saved_model(None, "~/full"),
     "export_tflite": lambda path: export_tflite(None, "~/full/there.tflite"),
@@ -73,6 +75,7 @@ def test_configuration_in_the_home_folder_is_found(home):
         (True, r"^OUT_DIR is True: .* runs/first"),
         (["a"], r"^OUT_DIR is \['a'\]: "),
         (b"runs", r"^OUT_DIR is b'runs': "),
+        ("a\0b", r"^OUT_DIR is 'a\\x00b': expected a path without a null byte"),
         (" ", r"^OUT_DIR is empty: expected the path"),
         (Path("gs://bucket/run"), r"^OUT_DIR is gs:/bucket/run, a URL"),
         ("gs://bucket/run", r"^OUT_DIR is gs://bucket/run, a URL: expected the path of a local file or folder\. Mount"),
@@ -93,8 +96,18 @@ def test_file_to_write_gets_its_folders(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["numbers.json"]
 
 
-def test_device_may_be_written():
+def test_device_may_be_written(tmp_path):
     assert prepare_file("/dev/null", "--json") == Path("/dev/null")
+    assert is_device(Path("/dev/stdout")) and is_device(Path("/proc/self/fd/1"))
+    assert not is_device(tmp_path) and not is_device(tmp_path / "new.json") and not is_device(Path("/dev/shm/new.json"))
+
+
+def test_link_to_itself_raises(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"^--json is .*loop/a\.json, a link that leads to itself"):
+        prepare_files({"--json": tmp_path / "loop" / "a.json"}, {"--data": tmp_path / "loop"})
+    with pytest.raises(OSError, match="it is a file or a broken link"):
+        make_folder(tmp_path / "loop", "OUT_DIR")
 
 
 def test_file_that_cannot_be_written_raises(tmp_path):
@@ -106,7 +119,8 @@ def test_file_that_cannot_be_written_raises(tmp_path):
     ):
         prepare_file(tmp_path, "--json")
     with pytest.raises(
-        OSError, match=rf"^--out: {tmp_path}/file cannot be written: it is a file\. Choose a writable folder"
+        OSError,
+        match=rf"^--out: {tmp_path}/file cannot be written: it is a file or a broken link\. Choose a writable folder",
     ):
         make_folder(tmp_path / "file", "--out")
 

@@ -36,6 +36,7 @@ from kerasdet.export.network import as_input, detections, raw_outputs, run_netwo
 from kerasdet.export.onnx.quantization import quantize
 from kerasdet.export.onnx.spec import POSTPROCESSING, PRECISIONS
 from kerasdet.export.spec import INPUT_TYPES
+from kerasdet.files import replacing
 from kerasdet.inference.images import open_images
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models import Detector
@@ -93,7 +94,9 @@ def export_onnx(
         "input_type": input_type,
         "calibration_images": calibration_images,
     }
-    path.write_bytes(onnx_model(model, gin_config=gin_config, name="ONNX", **options).SerializeToString())
+    content = onnx_model(model, gin_config=gin_config, name="ONNX", **options).SerializeToString()
+    with replacing(path) as partial:
+        partial.write_bytes(content)
     return path
 
 

@@ -14,7 +14,7 @@ from kerasdet.errors import UserError
 from kerasdet.export.onnx.write import onnx_model
 from kerasdet.export.openvino.spec import MODEL_FILE
 from kerasdet.models import Detector
-from kerasdet.paths import expand
+from kerasdet.paths import expand, make_folder
 
 
 def export_openvino(
@@ -59,6 +59,7 @@ def export_openvino(
     path = expand(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty: export to another folder, or delete this one.")
+    make_folder(path.parent, "The export")
     try:
         import openvino
     except ImportError:
@@ -78,7 +79,7 @@ def export_openvino(
     converted = openvino.convert_model(io.BytesIO(source.SerializeToString()))
     for entry in source.metadata_props:
         converted.set_rt_info(entry.value, ["kerasdet", entry.key])
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(exist_ok=True)
     # OpenVINO's own compression leaves models with masks or keypoints in float32: the number of their regions depends
     # on the detections, and what decides a shape keeps its precision. The graph has 16-bit weights already.
     openvino.save_model(converted, path / MODEL_FILE, compress_to_fp16=False)

@@ -26,6 +26,7 @@ from kerasdet.export.tflite.load import ANCHORS_FILE, MODEL_FILE
 from kerasdet.export.tflite.model_metadata import LABELS_FILE, with_metadata
 from kerasdet.export.tflite.quantization import check_installed, lower_precision
 from kerasdet.export.tflite.spec import POSTPROCESSING, PRECISIONS
+from kerasdet.files import replacing
 from kerasdet.inference.images import open_images
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.keras_compat import tflite_converter_error
@@ -103,7 +104,9 @@ def export_tflite(
     description = f"{name} of kerasdet, {precision}, postprocessing {postprocessing}"
     further = sorted(output.export_name for output in model.branch_outputs.values())
     order = tuple(dict.fromkeys((*post.OUTPUT_ORDER, *further)))
-    path.write_bytes(with_metadata(flatbuffer, name, description, order, files))
+    content = with_metadata(flatbuffer, name, description, order, files)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
     return path
 
 

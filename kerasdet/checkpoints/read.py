@@ -7,7 +7,8 @@ from kerasdet.checkpoints.state_dict import StateDict, clean_names
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
-_PICKLE_STARTS = b"\x80(}]c"
+_PICKLE_STARTS = (b"\x80", b"(", b"}", b"]", b"c")
+_ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 _ADVICE = (
     "Expected a .pth, .pkl, .safetensors or .npz file of tensors: download it again, or save model.state_dict() in the "
     "source framework."
@@ -64,12 +65,30 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
     return state
 
 
+def looks_like_checkpoint(path: Path) -> bool:
+    """Tells by the first bytes of a file whether it has a format that `read` reads.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        True if `read` would try to read it.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    return _is_safetensors(head, path.stat().st_size) or head.startswith(_ZIP_STARTS) or head[:1] in _PICKLE_STARTS
+
+
+def _is_safetensors(head, size):
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size
+
+
 def _read_format(data: bytes, suffix: str, weights: str | None) -> StateDict:
     if not data:
         raise ValueError("the file is empty")
-    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data):
+    if _is_safetensors(data, len(data)):
         return read_safetensors(data)
-    if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if data.startswith(_ZIP_STARTS):
         return read_zip(data, weights)
     if suffix == ".safetensors":
         return read_safetensors(data)
@@ -79,6 +98,6 @@ def _read_format(data: bytes, suffix: str, weights: str | None) -> StateDict:
         raise UserError("the file is a web page, not a checkpoint. Download the file that the page links to.")
     if data[257:262] == b"ustar":
         raise ValueError("the file is a tar file of torch before 0.1.10, a format that kerasdet does not read")
-    if data[0] in _PICKLE_STARTS:
+    if data[:1] in _PICKLE_STARTS:
         return read_pickles(data, weights)
     raise ValueError("the file has none of the supported formats")

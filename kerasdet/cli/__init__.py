@@ -4,10 +4,13 @@
 the arguments are parsed, so that ``--help`` and usage errors respond immediately.
 """
 
+import contextlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from kerasdet.cli.parser import make_parser
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _import_tensorflow_quietly()
         from kerasdet.cli import commands
 
-        commands.run(options)
+        with _exiting_on_sigterm():
+            commands.run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"kerasdet {options.command}: interrupted", file=sys.stderr)
@@ -50,6 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return report_error(error, options.command, debug=options.debug)
     return 0
+
+
+@contextlib.contextmanager
+def _exiting_on_sigterm():
+    """Turns SIGTERM into SystemExit inside the block, so that incomplete files and folders are removed.
+
+    `kerasdet.train` replaces the handler during training, to save a checkpoint.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # Python sets handlers only there
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _import_tensorflow_quietly():

@@ -108,6 +108,7 @@ def _is_coco_file(path):
 def _open(options, models, default_data):
     """Opens the data. Models need the images; with files of detections, images only illustrate the page."""
     if _is_coco_file(options.data) and not models:
+        _check_split(options)
         truth = read_ground_truth(options.data)
         names = {image["id"]: Path(image["file_name"]).name for image in truth["images"] if image.get("file_name")}
         try:
@@ -127,6 +128,14 @@ def _open(options, models, default_data):
         choice = options.split or next((name for name in ("val", "test") if name in splits), None)
         dataset = open_dataset(options.data, choice)
     return _of_dataset(dataset)
+
+
+def _check_split(options):
+    splits = recognise(options.data).splits if options.split else ()
+    if options.split and options.split not in splits:
+        raise UserError(
+            f"{options.data} has no split {options.split}; it has {', '.join(splits)}. Change --split, or remove it."
+        )
 
 
 def _of_dataset(dataset):

@@ -26,6 +26,7 @@ from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_rules, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
 from kerasdet.export.workflow import export_and_verify
+from kerasdet.files import replacing
 from kerasdet.inference import AugmentedPredictor, TiledPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
 from kerasdet.paths import expand, make_folder, prepare_file, prepare_files
@@ -106,7 +107,8 @@ def _eval(options):
     errors = []
     for name, path in files.items():  # an error in writing one file must not prevent the other
         try:
-            path.write_text(texts[name](), encoding="utf-8")
+            with replacing(path) as partial:
+                partial.write_text(texts[name](), encoding="utf-8")
         except OSError as error:
             errors.append(error)
     if errors:
@@ -254,7 +256,7 @@ def _export(options):
         serving=options.serving,
         verify_images=verify_images,
         eval_data=data,
-        gin_config=None if configuration is None else configuration.read_text(),
+        gin_config=None if configuration is None else configuration.read_text(encoding="utf-8"),
         **{name: given[name] for name in ("precision", "max_ap_drop", *form.options) if name in given},
     )
     print(report)
@@ -285,7 +287,8 @@ def _convert(options):
     if options.reference_outputs:
         _compare(model, options)
     out = prepare_file(out, "--out")
-    model.save(out)
+    with replacing(out) as partial:
+        model.save(partial)
     print(f"{out}: {model.count_params():,} parameters of {options.source}.")
 
 

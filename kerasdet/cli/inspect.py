@@ -6,7 +6,9 @@ from pathlib import Path
 from kerasdet import config
 from kerasdet.data.recognise import open_dataset, recognise
 from kerasdet.errors import UserError
+from kerasdet.paths import prepare_files
 from kerasdet.reports import inspect_dataset
+from kerasdet.reports.charts import check_library
 from kerasdet.reports.page import check_suffix
 
 
@@ -16,7 +18,9 @@ def inspect(options: argparse.Namespace) -> None:
     Args:
         options: Parsed options with `data`, `config`, `overrides` and `out`.
     """
+    check_library()
     check_suffix(options.out)
+    prepare_files({"--out": options.out}, {"DATA": options.data})
     splits = _open(options.data)
     source, model, transforms = str(options.data), None, []
     if options.config:

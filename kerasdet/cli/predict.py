@@ -8,9 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from kerasdet.cli.predict_outputs import CocoFile, records, save_crops
+from kerasdet.cli.predict_outputs import CocoFile, records, save_crops, save_picture
 from kerasdet.data import images as image_ops
 from kerasdet.errors import UserError, require_extra
 from kerasdet.inference import Detections, Predictor, Tracker, VideoReader, VideoWriter
@@ -110,7 +108,7 @@ class _Drawing:
         scale = 2 if max(found.image_size) < 400 else 1  # names stay legible in small images
         picture = found.draw(frame.image, scale=scale)
         if rate is None:
-            Image.fromarray(picture).save(self.folder / f"{self.name}.png")
+            save_picture(picture, self.folder / f"{self.name}.png")
         else:
             self.writer = self.writer or VideoWriter(self.folder / f"{self.name}.mp4", rate)
             self.writer.write(picture, frame.time)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kerasdet.files import replacing
+from kerasdet.files import replacing, writing
 from kerasdet.inference import Detections, Predictor
 from kerasdet.inference.interop import TRACK_ID
 from kerasdet.paths import prepare_file
@@ -45,6 +45,20 @@ def records(found: Detections) -> list[dict]:
     return rows
 
 
+def save_picture(image: np.ndarray, path: Path) -> None:
+    """Writes a PNG file.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        path: Path of the file.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    with writing(path):
+        Image.fromarray(image).save(path)
+
+
 def save_crops(found: Detections, image: np.ndarray, folder: Path, name: str) -> None:
     """Writes a picture of each detected object, into one folder per class.
 
@@ -61,7 +75,7 @@ def save_crops(found: Detections, image: np.ndarray, folder: Path, name: str) ->
         if top < bottom and left < right:
             path = folder / (re.sub(r"[^\w.,+ -]", "_", label).strip(". ") or "_") / f"{name}_{index:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[top:bottom, left:right]).save(path)
+            save_picture(image[top:bottom, left:right], path)
 
 
 class CocoFile:

@@ -35,18 +35,28 @@ def used_parts(references: Mapping[Part, Collection[Part]], roots: Collection[st
     Returns:
         The parts that are used, pairs (scope, name).
     """
+    return _reach(references, [("", name) for name in roots])
+
+
+def _reach(references, parts):
+    """Returns parts with all parts that they use."""
     used: set[Part] = set()
-    todo = [("", name) for name in roots]
+    todo = list(parts)
     while todo:
-        scope, name = part = todo.pop()
-        if part in used:
-            continue
-        used.add(part)
-        for prefix in _prefixes(scope):
-            for other, target in references.get((prefix, name), ()):
-                # gin evaluates the value of a macro in a scope of its name
-                todo.append((target[1:] if target.startswith("%") else other or scope, target))
+        part = todo.pop()
+        if part not in used:
+            used.add(part)
+            todo += _inner(references, part)
     return used
+
+
+def _inner(references, part) -> Iterator[Part]:
+    """Yields the parts to which the arguments of a part refer."""
+    scope, name = part
+    for prefix in _prefixes(scope):
+        for other, target in references.get((prefix, name), ()):
+            # gin evaluates the value of a macro in a scope of its name
+            yield target[1:] if target.startswith("%") else other or scope, target
 
 
 def _prefixes(scope):
@@ -98,14 +108,14 @@ def targets(text: str) -> list[str]:
 
 
 def check_text(text: str, path: Path) -> None:
-    """Checks that the contents of a file can be a gin configuration, and that each binding has a value.
+    """Checks that the contents of a file can be a gin configuration, and that each binding has one value.
 
     Args:
         text: Contents of the file.
         path: Path of the file, for the error message.
 
     Raises:
-        UserError: If the file is empty or JSON, or a binding has no value.
+        UserError: If the file is empty or JSON, or a binding has no value or two.
     """
     if not re.sub(r"#.*", "", text).strip():
         raise UserError(
@@ -117,11 +127,68 @@ def check_text(text: str, path: Path) -> None:
             f"{path}: the file is JSON, not a gin configuration. Pass a recipe such as finetune; if the file "
             "describes a dataset, pass it with --data."
         )
+    place: dict[str, int] = {}
     lines = [*text.splitlines(), ""]
     for number, (line, following) in enumerate(itertools.pairwise(lines), 1):
         found = re.match(r"([A-Za-z_][\w./]*)\s*=\s*(#.*)?$", line)
         if found and not following.startswith((" ", "\t")):
             raise UserError(f"{path}: line {number}: {found[1]} has no value. Write a value after the =.")
+        for target in targets(line):
+            if (first := place.setdefault(target, number)) != number:
+                raise UserError(
+                    f"{path}: lines {first} and {number} both set {target}: expected one value. Delete one line."
+                )
+
+
+def check_includes(path: Path, find: Callable[[str], str | None], read: Callable[[str], str]) -> None:
+    """Checks that all files that a gin file includes exist, and that no file includes itself.
+
+    Args:
+        path: Path of the gin file.
+        find: Function that takes the name of an included file and returns its path, or None if there is no such file.
+        read: Function that takes a path and returns the contents of the file.
+
+    Raises:
+        UserError: If an included file does not exist, or a file includes itself, also through other files.
+    """
+
+    def follow(file, outer):
+        for number, line in enumerate(read(file).splitlines(), 1):
+            name = _include(line)
+            inner = find(name) if name else None
+            if name and inner is None:
+                raise UserError(
+                    f"{path}: line {number} of {file} includes {name}, but there is no such file: expected a file "
+                    f"beside {path.name}, or one of kerasdet such as finetune.gin. Correct the name."
+                )
+            if name and os.path.realpath(inner) in outer:
+                raise UserError(
+                    f"{path}: line {number} of {file} includes {name}, which includes this file again: expected "
+                    "includes without a circle. Delete the line."
+                )
+            if name:
+                follow(inner, {*outer, os.path.realpath(inner)})
+
+    follow(path, {os.path.realpath(path)})
+
+
+def check_circles(references: Mapping[Part, Collection[Part]], path: Path) -> None:
+    """Checks that no macro and no argument of a class leads back to itself, which would never end.
+
+    Args:
+        references: Maps each part to the parts to which its bindings refer, as for `used_parts`.
+        path: Path of the gin file, for the error message.
+
+    Raises:
+        UserError: If a macro or a class depends on itself.
+    """
+    for part in sorted(_reach(references, references)):
+        if part in _reach(references, _inner(references, part)):
+            name = part[1].removeprefix("%")
+            raise UserError(
+                f"{path}: {name} depends on itself: expected values that do not lead back to {name}. Correct the "
+                f"value that refers to it."
+            )
 
 
 def check_order(text: str, read: Callable[[str], str], path: Path) -> None:
@@ -185,7 +252,10 @@ def check_type(
     if all(kind in _SEQUENCES for kind in kinds):
         is_object = repr(value).startswith("@") and repr(value)[1:2].isupper()  # functions may return lists
         if is_object or isinstance(value, str | int | float):
-            raise UserError(f"{name} is {value!r}: expected a list. Write [{_called(repr(value))}].")
+            text = _called(repr(value))
+            length = _length(item, argument)
+            expected = f"{length} values. Write ({', '.join([text] * length)})" if length else f"a list. Write [{text}]"
+            raise UserError(f"{name} is {value!r}: expected {expected}.")
         return
     if isinstance(value, str | int | float) and all(map(_is_part, kinds)):
         fitting = [f"@{key}()" for key, each in (configurables or {}).items() if _is_subclass(each, kinds)]
@@ -238,18 +308,30 @@ def _is_subclass(item, kinds):
     return isinstance(item, type) and issubclass(item, tuple(kinds))
 
 
+def _length(item, argument):
+    """Returns the number of values of an argument that is annotated as a tuple such as tuple[int, int], or None."""
+    for part in _annotated(item, argument):
+        if typing.get_origin(part) is tuple and ... not in typing.get_args(part):
+            return len(typing.get_args(part))
+    return None
+
+
 def _kinds(item, argument):
     """Returns the annotated types of an argument, without None; the empty set if they are unknown."""
+    kinds = {typing.get_origin(part) or part for part in _annotated(item, argument)} - {type(None)}
+    return set() if kinds & {Path, os.PathLike} else kinds  # `kerasdet.paths.expand` checks paths
+
+
+def _annotated(item, argument):
+    """Returns the annotated types of an argument with their own arguments; empty if they are unknown."""
     owners = [base.__init__ for base in item.__mro__ if "__init__" in vars(base)] if isinstance(item, type) else [item]
     for owner in owners:
         parameter = inspect.signature(owner).parameters.get(argument)
         if parameter is None:
             continue
-        if parameter.annotation is parameter.empty:
-            return {bool} if isinstance(parameter.default, bool) else set()
         annotation = parameter.annotation
+        if annotation is parameter.empty:
+            return (bool,) if isinstance(parameter.default, bool) else ()
         is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-        parts = typing.get_args(annotation) if is_union else (annotation,)
-        kinds = {typing.get_origin(part) or part for part in parts} - {type(None)}
-        return set() if kinds & {Path, os.PathLike} else kinds  # `kerasdet.paths.expand` checks paths
-    return set()
+        return typing.get_args(annotation) if is_union else (annotation,)
+    return ()

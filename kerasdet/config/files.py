@@ -55,17 +55,17 @@ def read_text(path: str | Path) -> str:
         ) from None
 
 
-def read_included(name: str) -> str:
-    """Reads an included file from the first folder of gin's search path that contains it.
+def find_included(name: str) -> str | None:
+    """Finds an included file in the first folder of gin's search path that contains it.
 
     Args:
         name: Name of the file, as the line with `include` writes it.
 
     Returns:
-        The contents of the file.
+        The path of the file, or None if there is no such file.
     """
-    places = [os.path.join(prefix, name) for prefix in gin.config._LOCATION_PREFIXES]
-    return read_text(next(_expand_included(place) for place in places if os.path.isfile(_expand_included(place))))
+    places = [_expand_included(os.path.join(prefix, name)) for prefix in gin.config._LOCATION_PREFIXES]
+    return next((place for place in places if os.path.isfile(place)), None)
 
 
 def _expand_included(path):

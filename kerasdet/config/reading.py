@@ -13,6 +13,8 @@ import gin
 from kerasdet import data
 from kerasdet.config.checks import (
     check_called,
+    check_circles,
+    check_includes,
     check_order,
     check_text,
     check_type,
@@ -21,7 +23,7 @@ from kerasdet.config.checks import (
     targets,
     used_parts,
 )
-from kerasdet.config.files import GIN_CONFIGS, find_file, read_included, read_text
+from kerasdet.config.files import GIN_CONFIGS, find_file, find_included, read_text
 from kerasdet.config.macros import (
     READ_BY_KERASDET,
     check_macros,
@@ -64,12 +66,13 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     # gin 0.5.0 can only append to its search path, in which the working folder would be first: a folder `base` of the
     # user would hide that of kerasdet
     gin.config._LOCATION_PREFIXES[:] = [str(path.parent), str(GIN_CONFIGS), ""]
+    check_includes(path, find_included, read_text)
     override = None
     try:
         parsed = gin.parse_config_file(str(path))
         if parsed.includes:
             check_own_macros(text)
-            check_order(text, read_included, path)
+            check_order(text, lambda name: read_text(find_included(name)), path)
         names = [override.partition("=")[0].strip() for override in overrides]
         if "DATA" in names and "DATA" not in used_macros():
             _replace_data()
@@ -79,7 +82,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         raise UserError(f"{path}: {error.args[0]}: expected a closing bracket. Close all brackets.") from None
     except (ValueError, KeyError, SyntaxError, AttributeError, TypeError, ImportError, OSError) as error:
         source = path if override is None else f"--set {override}"
-        raise UserError(f"{source}: {_unknown_argument(error) or ' '.join(str(error).split())}") from None
+        raise UserError(f"{source}: {_reason(error)}") from None
     if "DATA" in used_macros() and is_set("DATA"):
         _follow_data(is_new="DATA" in names and "NUM_CLASSES" not in names)
     for name, value in (defaults or {}).items():
@@ -87,6 +90,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
             gin.bind_parameter(f"%{name}", value)
     check_macros(path)
     _check_types(path, overrides)
+    check_circles(find_references(), path)
     is_own = parsed.includes and GIN_CONFIGS not in path.parents
     _warn_of_unused(overrides, targets(text) if is_own else [], path)
 
@@ -114,9 +118,37 @@ def _follow_data(is_new):
             continue
 
 
+def _reason(error):
+    """Describes an error of gin in a sentence."""
+    if isinstance(error, ImportError):
+        reason, _, place = str(error).partition("\n  In file ")
+        return import_failure(place.rpartition("\n")[2].strip(), reason)
+    if isinstance(error, SyntaxError) and error.text and error.lineno:
+        what = f"line {error.lineno}, {error.text.strip()!r}, cannot be read ({error.msg})"
+        return f"{' '.join(what.split())}: expected NAME = value. Correct the line."
+    return _unknown_argument(error) or " ".join(str(error).split())
+
+
+def import_failure(statement: str, reason: str | Exception) -> str:
+    """Returns the message about a module that a configuration imports and that cannot be imported.
+
+    Args:
+        statement: Line of the gin file, such as "import my_package.backbones".
+        reason: What Python says.
+
+    Returns:
+        The message, without the name of the gin file.
+    """
+    return (
+        f"{statement!r} fails ({reason}): expected a module that Python can import. Correct its name, or put the "
+        "folder that contains it on PYTHONPATH."
+    )
+
+
 def _unknown_argument(error):
     """Returns a sentence if gin's error is about an argument that does not exist, or None for other errors."""
-    found = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't include kwarg '(\w+)'", str(error))
+    pattern = r"Configurable '(?:\w+\.)*(\w+)' doesn't (?:include kwarg|have a parameter named) '(\w+)'"
+    found = re.search(pattern, str(error))
     if found is None or found[1] not in ARGUMENTS:
         return None
     name, argument = found.groups()

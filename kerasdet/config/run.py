@@ -11,6 +11,7 @@ import tensorflow as tf
 from kerasdet import data, training
 from kerasdet.config.files import read_text
 from kerasdet.config.macros import macro
+from kerasdet.config.reading import import_failure
 from kerasdet.config.surface import CONFIGURABLES
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
@@ -60,13 +61,12 @@ def import_modules(config: str | Path) -> None:
     Raises:
         UserError: If a module cannot be imported.
     """
-    for name in re.findall(r"^import ([\w.]+)", read_text(expand(config)), re.MULTILINE):
+    statements = r"^(?:from ([\w.]+) )?import ([\w.]+)"  # gin's `from a import b` imports the module a.b
+    for found in re.finditer(statements, read_text(expand(config)), re.MULTILINE):
         try:
-            importlib.import_module(name)
+            importlib.import_module(".".join(filter(None, found.groups())))
         except ImportError as error:
-            raise UserError(
-                f"{config} imports {name}, which failed: {error}. Put the folder of this module on PYTHONPATH."
-            ) from None
+            raise UserError(f"{config}: {import_failure(found[0], error)}") from None
 
 
 def eval_data() -> data.CocoDataset:

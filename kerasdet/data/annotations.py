@@ -51,6 +51,8 @@ CHANGES = {
     "short_polygons": "objects with polygons of fewer than three points, which were dropped",
     "odd_polygons": "polygons with an odd number of values, whose last value was dropped",
     "masks_outside_boxes": "masks outside their boxes",
+    "keypoints_outside_boxes": "objects whose keypoints lie outside their boxes",
+    "contradicting_counts": "objects whose num_keypoints is not the number of their labelled keypoints, which was used",
     "unnamed_keypoints": "keypoints dropped because their category has none",
     "skeletons_from_0": "skeletons whose keypoints are counted from 0",
     "bad_objects": "unreadable annotations left out",
@@ -176,6 +178,8 @@ def read_contents(
             "id; the other annotations have no image either. Correct their image_id, or add the images."
         )
     _check_units(kept, source)
+    if keypoints:
+        _check_units_of_keypoints(kept, source)
     used = {annotation["category_id"] for annotation in kept}
     return Contents(list(images.values()), without_groups(categories, used, changes), kept, changes, bad)
 
@@ -211,6 +215,16 @@ def _check_units(annotations, source):
         raise UserError(
             f'{source}: no box has a number above 1 (first: {name_of(annotations[0])} has "bbox" {show(boxes[0])}); '
             "expected [x, y, width, height] in pixels. Multiply the fractions by the width and height of the images."
+        )
+
+
+def _check_units_of_keypoints(annotations, source):
+    """Raises an error if the keypoints are fractions of the image instead of pixels."""
+    points = [point for annotation in annotations for point in _labelled(annotation["keypoints"])]
+    if points and are_fractions(points):
+        raise UserError(
+            f"{source}: no keypoint has a coordinate above 1 (first: {show(points[0])}); expected x and y in pixels. "
+            "Multiply the fractions by the width and height of the images."
         )
 
 
@@ -307,7 +321,17 @@ class _AnnotationReader:
         result["area"] = self._area(annotation.get("area"), result["bbox"], name)
         if self.keypoints:
             result["keypoints"] = self._keypoints(annotation, self.categories[category_id], name)
+            self._check_keypoints(result, name)
         return result
+
+    def _check_keypoints(self, annotation, name):
+        points = _labelled(annotation["keypoints"])
+        if points and not any(_is_near(point, annotation["bbox"]) for point in points):
+            fact = f'has "bbox" {show(annotation["bbox"])} and its keypoints elsewhere'
+            self.changes.note("keypoints_outside_boxes", name(), fact)
+        count = annotation.get("num_keypoints", len(points))
+        if annotation["keypoints"] is not None and as_int(count) != len(points):
+            self.changes.note("contradicting_counts", name(), f'has "num_keypoints" {show(count)} but {len(points)}')
 
     def _error(self, name, problem):
         return UserError(f"{self.changes.source}: {name()} {problem}")
@@ -426,6 +450,17 @@ def _is_outside(segmentation, box):
         return False
     mask = box_of(segmentation)
     return any(mask[i] > box[i] + max(box[i + 2], 0) + 1 or mask[i] + mask[i + 2] + 1 < box[i] for i in (0, 1))
+
+
+def _labelled(keypoints):
+    """Returns x and y of the labelled keypoints in a flat list, which may be None."""
+    values = keypoints or []
+    return [values[i : i + 2] for i in range(0, len(values), 3) if values[i + 2] > 0]
+
+
+def _is_near(point, box):
+    """Returns whether a keypoint lies in its box, or close to it."""
+    return all(box[i] - box[i + 2] / 4 - 1 <= point[i] <= box[i] + 1.25 * box[i + 2] + 1 for i in (0, 1))
 
 
 def _flat_keypoints(values):

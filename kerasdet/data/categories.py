@@ -1,6 +1,7 @@
 """Reads the categories of COCO files (ids, names and keypoints), and matches classes of datasets to those of models."""
 
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 from kerasdet.data.values import Changes, as_float, as_int, as_list, is_missing, show
@@ -9,6 +10,9 @@ from kerasdet.errors import UserError
 UNUSED = (
     "N/A"  # name of a class without objects in training, such as torchvision's classes at ids that COCO does not use
 )
+
+# Line breaks, control characters and halves of surrogate pairs, which lists of classes and XML cannot hold
+_UNPRINTABLE = re.compile(r"\s*[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+\s*")
 
 _logger = logging.getLogger("kerasdet.data")
 
@@ -125,10 +129,10 @@ def _listed(names):
 
 def _category_name(value, category_id, changes):
     where = f"category {category_id}"
-    if isinstance(value, str) and value.strip():
-        if value != value.strip():
+    if isinstance(value, str) and (name := _UNPRINTABLE.sub(" ", value).strip()):
+        if value != name:
             changes.add("converted_values", where, f'has "name" {show(value)}')
-        return value.strip()
+        return name
     if value is None or value == "":
         changes.add("unnamed_categories", where, "has no name")
         return str(category_id)

@@ -1,8 +1,9 @@
 """Converts a dataset of any format to COCO, YOLO, Pascal VOC or TFRecord."""
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kerasdet.data import write_coco, write_tfrecord, write_voc, write_yolo
@@ -12,7 +13,8 @@ from kerasdet.data.recognise import Source, read_source, recognise
 from kerasdet.data.remote import is_remote
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
-from kerasdet.paths import expand
+from kerasdet.files import removing_on_failure, writing
+from kerasdet.paths import expand, make_folder
 
 WRITERS = {
     "coco": write_coco.write,
@@ -54,12 +56,43 @@ def convert(
     Raises:
         FileNotFoundError: If the source does not exist.
         UserError: If the target is not empty, the format is unknown, or an item is invalid.
+        OSError: If the target cannot be written. Nothing stays in it.
     """
     folder = empty_folder(target, source)
+    check_format(to)
+    with writing_folder(folder):
+        return write_parts(read_parts(recognise(source), classes, on_bad_image, strict), folder, to)
+
+
+def check_format(to: str) -> None:
+    """Checks the name of a format to write.
+
+    Args:
+        to: Name of the format.
+
+    Raises:
+        UserError: If there is no such format.
+    """
     if to not in WRITERS:
         raise UserError(f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Change the format.")
-    found = recognise(source)
-    return write_parts(read_parts(found, classes, on_bad_image, strict), folder, to)
+
+
+@contextlib.contextmanager
+def writing_folder(folder: Path) -> Iterator[None]:
+    """Creates the folder of a new dataset, and removes what the ``with`` block wrote to it if the block fails.
+
+    Args:
+        folder: Path of the folder, which is empty or does not exist.
+
+    Yields:
+        None.
+
+    Raises:
+        OSError: If the folder cannot be written. It is found out before the block reads the source.
+    """
+    with removing_on_failure(folder):
+        make_folder(folder, "TARGET (Python: target=)")
+        yield
 
 
 def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Counter]:
@@ -72,9 +105,12 @@ def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Count
 
     Returns:
         The counts of each split and of "lost", see `convert`.
+
+    Raises:
+        OSError: If a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lost = WRITERS[to](parts, folder)
+    with writing(folder):
+        lost = WRITERS[to](parts, folder)
     return {**{part.name: Counter(part.counts) for part in parts}, "lost": +lost}
 
 

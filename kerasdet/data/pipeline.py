@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.data import images
 from kerasdet.data.records import Record
 from kerasdet.data.sampler import ImageSampler
@@ -93,8 +94,10 @@ def training_batches(
         least 1.
 
     Raises:
-        UserError: If the dataset has no images, or an image has more than `max_boxes` boxes.
+        UserError: If the dataset has no images, an image has more than `max_boxes` boxes, or a number is not positive.
     """
+    _check("training_batches", batch_size, size_divisor, pad_to, mask_size, max_boxes)
+    check_numbers("training_batches", 0, start_step=start_step)
     records = _records(dataset)
     most = max(len(record.boxes) for record in records)
     if max_boxes is not None and most > max_boxes:
@@ -156,8 +159,9 @@ def evaluation_batches(
         `original_size` (B, 2) int32. Boxes and keypoints are in pixels of the resized image.
 
     Raises:
-        UserError: If the dataset has no images.
+        UserError: If the dataset has no images, or a number is not positive.
     """
+    _check("evaluation_batches", batch_size, size_divisor, pad_to, mask_size)
     records = _records(dataset)
     read = _reader(dataset, mask_size)
 
@@ -169,6 +173,14 @@ def evaluation_batches(
     index, count = shard
     examples = tf.data.Dataset.range(index, len(records), count).map(example, tf.data.AUTOTUNE, deterministic=True)
     return _batches(examples, batch_size, drop_remainder=False)
+
+
+def _check(owner, batch_size, size_divisor, pad_to, mask_size, max_boxes=None):
+    check_positive(owner, batch_size=batch_size, size_divisor=size_divisor, mask_size=mask_size, max_boxes=max_boxes)
+    if pad_to is not None and not (isinstance(pad_to, Sequence) and len(pad_to) == 2):
+        raise UserError(f"{owner}.pad_to is {pad_to!r}: expected (height, width) in pixels.")
+    for side in pad_to or ():
+        check_positive(owner, pad_to=side)
 
 
 def _records(dataset):

@@ -1,6 +1,7 @@
 """Reads segmentations in the forms that annotation tools write: polygons as flat lists or lists of points, and RLE."""
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -33,8 +34,8 @@ def read_segmentation(value: Any, changes: Changes, name: Name) -> Segmentation 
     """
     if isinstance(value, str) and value.strip():
         changes.add("converted_values", name(), 'has a "segmentation" as a string')
-        value = as_list(value)
-        if value is None:
+        value = _parsed(value)
+        if not isinstance(value, list | dict):
             raise ValueError('has a "segmentation" that is neither a list of polygons nor an RLE')
     if is_missing(value):
         return None
@@ -69,6 +70,14 @@ def box_of(segmentation: Segmentation) -> list[float]:
         return rle.toBbox(code).tolist()
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation])
     return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+
+
+def _parsed(text):
+    """Parses JSON; returns None if the text is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _is_polygon(value):

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
+from kerasdet.arguments import check_seed
 from kerasdet.data.coco import CocoDataset
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
@@ -114,8 +115,7 @@ def write(
 def _check(num_images, seed, image_size, objects, scale):
     if num_images < 1:
         raise UserError(f"num_images is {num_images}; expected at least 1. Increase num_images.")
-    if seed < 0:
-        raise UserError(f"seed is {seed}; expected an integer of 0 or more. Change seed.")
+    check_seed("shapes_dataset", seed)
     if len(image_size) != 2 or min(image_size) < 16:
         raise UserError(
             f"image_size is {tuple(image_size)}; expected (height, width) of at least 16 pixels each. Give a larger "

@@ -6,11 +6,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 
+from kerasdet.arguments import check_seed
 from kerasdet.data.classes import Classes
-from kerasdet.data.convert import empty_folder, read_parts, write_parts
+from kerasdet.data.convert import check_format, empty_folder, read_parts, write_parts, writing_folder
 from kerasdet.data.duplicates import fingerprints, near_duplicates
 from kerasdet.data.portable import Item, Part
 from kerasdet.data.recognise import recognise
@@ -57,31 +59,40 @@ def split(
 
     Raises:
         FileNotFoundError: If the source does not exist.
-        UserError: If the shares do not sum to 1, there are fewer images than parts, the target is not empty, or an item
-            is invalid.
+        UserError: If the shares do not sum to 1, there are fewer images than parts, the seed is negative, the target is
+            not empty, or an item is invalid.
+        OSError: If the target cannot be written. Nothing stays in it.
     """
     check_shares(parts)
+    check_seed("split", seed)
     folder = empty_folder(target, source)
-    whole = read_parts(recognise(source), classes, on_bad_image, strict)
+    check_format(to)
+    with writing_folder(folder):
+        whole = read_parts(recognise(source), classes, on_bad_image, strict)
+        made, duplicates = _divide(whole, parts, seed, source)
+        return {**write_parts(made, folder, to), "all": Counter({"near_duplicates": duplicates})}
+
+
+def _divide(whole, shares, seed, source):
+    """Divides the images of all splits into new parts; returns these and the number of near duplicates."""
     items = _with_unique_ids([item for part in whole for item in part.items])
     duplicates = near_duplicates(fingerprints([item.record for item in items]))
     category_ids = [category["id"] for category in whole[0].categories]
     table = np.array([_class_counts(item, category_ids) for item in items]).reshape(-1, len(category_ids))
-    owners = assign(table, duplicates, list(parts.values()), seed)
-    if missing := [name for index, name in enumerate(parts) if index not in owners]:
+    owners = assign(table, duplicates, list(shares.values()), seed)
+    if missing := [name for index, name in enumerate(shares) if index not in owners]:
         raise UserError(
             f"The part {missing[0]} gets none of the {len(items)} images in {source}"
             f"{', in which near duplicates stay together' if duplicates else ''}; expected at least one image for each "
             "part. Give the part a larger share, or add images."
         )
-    counts = Counter({"near_duplicates": sum(map(len, duplicates))})
     made = []
-    for index, name in enumerate(parts):
+    for index, name in enumerate(shares):
         own = [item for item, owner in zip(items, owners, strict=True) if owner == index]
         totals = table[owners == index].sum(0)
         classes_of = {f"boxes of {c['name']}": int(n) for c, n in zip(whole[0].categories, totals, strict=True)}
         made.append(Part(name, own, whole[0].categories, Counter({"images": len(own), **classes_of})))
-    return {**write_parts(made, folder, to), "all": counts}
+    return made, sum(map(len, duplicates))
 
 
 def check_shares(parts: Mapping[str, float]) -> None:
@@ -91,8 +102,14 @@ def check_shares(parts: Mapping[str, float]) -> None:
         parts: Maps the name of each part to its share.
 
     Raises:
-        UserError: If a share is not positive, the sum is not 1, or two names mean the same split ("val" and "valid").
+        UserError: If `parts` is not such a mapping, a share is not positive, the sum is not 1, or two names mean the
+            same split ("val" and "valid").
     """
+    if not isinstance(parts, Mapping) or not all(isinstance(share, Real) for share in parts.values()):
+        raise UserError(
+            f"The parts are {parts!r}; expected a share for each name. Write a dict such as "
+            "{'train': 0.8, 'val': 0.2}."
+        )
     for name, other in itertools.combinations(parts, 2):
         if split_of(name) == split_of(other) != WHOLE:
             raise UserError(

@@ -19,6 +19,9 @@ from kerasdet.geometry import rle
 
 SUFFIXES = (".tfrecord", ".tfrecords", ".record")
 _SHARD = re.compile(r"-(\d{5,})-of-(\d{5,})(\.\w+)?$")
+# A string of protobuf's text format, and an escape in it
+_STRING = r"(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
+_ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 _FRAME = 16  # bytes around each record: its length and two checksums
 _HEADER = 12  # length and checksum before the contents of a record
 # Normalised float32 coordinates err by up to half of this many decimals of a pixel in images of up to 8000 pixels
@@ -64,7 +67,7 @@ def shards(path: Path) -> list[Path]:
     Raises:
         UserError: If a shard is missing.
     """
-    found = sorted(map(Path, glob.glob(str(path)))) if glob.has_magic(str(path)) else [path]
+    found = sorted(map(Path, glob.glob(str(path)))) if glob.has_magic(str(path)) and not path.exists() else [path]
     if len(found) == 1 and (match := _SHARD.search(found[0].name)):
         name = found[0].name
         pattern = f"{glob.escape(name[: match.start()])}-*-of-{match[2]}{match[3] or ''}"
@@ -96,17 +99,17 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
     text = re.sub(r"^\s*#.*", "", read_text(path), flags=re.MULTILINE)
     categories = {}
     for number, body in enumerate(
-        re.findall(r"item\s*:?\s*\{((?:[^{}\"']|\"[^\"]*\"|'[^']*'|\{[^{}]*\})*)\}", text), 1
+        re.findall(rf"item\s*:?\s*\{{((?:[^{{}}\"']|{_STRING}|\{{[^{{}}]*\}})*)\}}", text), 1
     ):
         own = re.sub(r"\{[^{}]*\}", "", body)
         found = re.search(r"(?<![\w])id\s*:\s*(-?\d+)", own)
-        name = re.search(r"(?<![\w])name\s*:\s*(\"([^\"]*)\"|'([^']*)')", own)
-        name = name or re.search(r"display_name\s*:\s*(\"([^\"]*)\"|'([^']*)')", own)
+        name = re.search(rf"(?<![\w])name\s*:\s*({_STRING})", own)
+        name = name or re.search(rf"display_name\s*:\s*({_STRING})", own)
         if not found or not name:
             raise UserError(f"{path}: item {number} is {body.strip()!r}; expected an id and a name. Correct the file.")
-        category = {"id": int(found[1]), "name": name[1][1:-1]}
-        if keypoints := re.findall(r"keypoints\s*:?\s*\{[^{}]*label\s*:\s*[\"']([^\"']*)[\"'][^{}]*\}", body):
-            category["keypoints"] = keypoints
+        category = {"id": int(found[1]), "name": _unescaped(name[1][1:-1])}
+        if keypoints := re.findall(rf"keypoints\s*:?\s*\{{[^{{}}]*label\s*:\s*({_STRING})[^{{}}]*\}}", body):
+            category["keypoints"] = [_unescaped(each[1:-1]) for each in keypoints]
         if category["id"] in categories:
             raise UserError(f"{path}: two items have the id {category['id']}. Give each class a unique id.")
         categories[category["id"]] = category
@@ -115,6 +118,20 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
             f"{path} has no item; expected one item {{ id: 1 name: 'cat' }} per class. Use another label map."
         )
     return categories
+
+
+def _unescaped(text):
+    """Decodes the escapes of protobuf's text format, which writes letters outside ASCII as octal bytes of UTF-8."""
+
+    def decoded(found):
+        code = found[1].decode()
+        if code[0] in "01234567":
+            return bytes([int(code, 8) & 255])
+        if code[0] in "xuU" and len(code) > 1:
+            return bytes([int(code[1:], 16)]) if code[0] == "x" else chr(int(code[1:], 16)).encode()
+        return {"n": b"\n", "t": b"\t", "r": b"\r"}.get(code, found[1])
+
+    return _ESCAPE.sub(decoded, text.encode()).decode("utf-8", errors="replace")
 
 
 def read_slice(path: str, offset: int, length: int) -> bytes:

@@ -78,10 +78,9 @@ def checked_crops(masks: tf.Tensor) -> tf.Tensor:
     masks = tf.convert_to_tensor(masks)
     if masks.dtype.is_bool:
         return tf.cast(masks, tf.uint8) * 255
-    if masks.dtype.is_floating:
+    if masks.dtype != tf.uint8:
         raise UserError(
             f"batch['masks'] has type {masks.dtype.name}: expected bool, or uint8 with the covered fraction of each "
-            "cell "
-            "times 255."
+            "cell times 255."
         )
     return masks

@@ -1,7 +1,7 @@
 """Defines `Detections`, the objects that a predictor found in one image."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,17 @@ class Detections:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, np.asarray(value, types.get(name)))  # the class is frozen for others
+        if self.boxes.size and (self.boxes.ndim != 2 or self.boxes.shape[1] != 4):
+            raise UserError(
+                f"boxes have the shape {self.boxes.shape}: expected (N, 4), one row per object. Reshape them."
+            )
+        if np.shape(self.image_size) != (2,):
+            raise UserError(f"image_size is {self.image_size!r}: expected (height, width) in pixels.")
+        if self.class_names and self.class_ids.size and not 0 <= self.class_ids.max() < len(self.class_names):
+            raise UserError(
+                f"The class id {self.class_ids.max()} has no name: expected one of the {len(self.class_names)} "
+                "class_names for each class id, counted from 0. Pass all names."
+            )
         object.__setattr__(self, "boxes", self.boxes.reshape(-1, 4))
         object.__setattr__(self, "extras", {name: np.asarray(value) for name, value in self.extras.items()})
         object.__setattr__(self, "image_size", tuple(int(length) for length in self.image_size))
@@ -179,6 +190,8 @@ class Detections:
             keep &= self.scores > score
         if classes is not None:
             wanted = [classes] if isinstance(classes, int | np.integer | str) else classes
+            if not isinstance(wanted, Iterable) or not all(isinstance(each, int | np.integer | str) for each in wanted):
+                raise UserError(f"classes is {classes!r}: expected class names or class ids, such as ['car', 2].")
             keep &= np.isin(self.class_ids, [self._class_id(each) for each in wanted])
         return self[keep]
 

@@ -114,7 +114,7 @@ def _checked_array(image, index):
     """Returns an array as uint8 or float32; raises a UserError if it is not an RGB image."""
     shape = tuple(image.shape)
     if len(shape) != 3 or shape[2] != 3:
-        _refuse(index, f"an array of shape {shape}", _shape_remedy(shape))
+        _refuse(index, f"an array of shape {shape}", shape_remedy(shape))
     if 0 in shape:
         _refuse(index, f"an array of shape {shape}, which has no pixels", "remove it from the list")
     if image.dtype == np.uint8:
@@ -138,7 +138,15 @@ def _checked_array(image, index):
     return image.astype(np.float32)
 
 
-def _shape_remedy(shape):
+def shape_remedy(shape: tuple[int, ...]) -> str:
+    """Returns advice for an array that is not an RGB image.
+
+    Args:
+        shape: Shape of the array, without the axis of the batch.
+
+    Returns:
+        Advice for the end of an error message.
+    """
     if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
         return "repeat the grey channel: numpy.repeat(image.reshape(height, width, 1), 3, axis=2)"
     if len(shape) == 3 and shape[2] == 4:

@@ -1,16 +1,21 @@
 """Reads frames of video files, streams and cameras, and writes videos, with PyAV (pip install 'kerasdet[video]')."""
 
+import contextlib
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
 from kerasdet.data.images import SUFFIXES as IMAGES
 from kerasdet.errors import UserError, require_extra
+from kerasdet.files import writing
+from kerasdet.paths import expand, make_folder
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 # FFmpeg's input format and the name of a camera's device, by the prefix of sys.platform
@@ -77,8 +82,8 @@ class VideoReader:
     """Opens a video and reads its frames one by one.
 
     Args:
-        source: Path of a video file, a URL such as "rtsp://host/stream", or the number of a camera as a string, such as
-            "0".
+        source: Path of a video file, whose ``~`` is expanded, a URL such as "rtsp://host/stream", or the number of a
+            camera as a string, such as "0".
 
     Attributes:
         rate: Average number of frames per second.
@@ -93,14 +98,15 @@ class VideoReader:
         ...         print(frame.time, model.detect(frame.image))
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str | os.PathLike | int):
         self._av = require_extra("av", f"the video {source}", "video")
-        self.source = source
+        self.source = source = str(source)
         self._container = self._open_camera() if is_camera(source) else self._open_file()
         if not self._container.streams.video:
             self._container.close()
             raise UserError(
-                f"{source} has no video stream: expected a file with pictures, such as an MP4 file. Use another file."
+                f"{source} has no video stream, or it is cut off: expected a file with pictures, such as an MP4 file. "
+                "Copy it again, or use another file."
             )
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
@@ -123,13 +129,15 @@ class VideoReader:
             ) from None
 
     def _open_file(self):
-        if "://" not in self.source and not Path(self.source).is_file():
+        is_url = "://" in self.source
+        path = None if is_url else expand(self.source, "The path of a video")
+        if path is not None and not path.is_file():
             raise FileNotFoundError(
-                f"The video {self.source} does not exist: expected the path of a video file, a URL or the number of "
-                "a camera."
+                f"The video {path} does not exist: expected the path of a video file, a URL or the number of a camera."
             )
         try:
-            return self._av.open(self.source)
+            # FFmpeg would take "night: 1.mp4" for a URL with the protocol "night"
+            return self._av.open(self.source if is_url else f"file:{path}")
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise UserError(
                 f"The video {self.source} cannot be read ({_reason(error)}): expected a video that FFmpeg can read, "
@@ -177,15 +185,18 @@ class VideoWriter:
         rate: Average number of frames per second.
 
     Raises:
-        UserError: If PyAV is not installed.
+        UserError: If PyAV is not installed, `path` is not a local path, or `rate` is not a positive number.
+        OSError: If the folder cannot be written.
     """
 
-    def __init__(self, path: Path, rate: float):
+    def __init__(self, path: str | os.PathLike, rate: float):
         self._av = require_extra("av", f"the video {path}", "video")
-        self.path = Path(path)
+        self.path = expand(path, "The path of a video")
+        if not isinstance(rate, Real) or not 0 < rate < math.inf:
+            raise UserError(f"VideoWriter.rate is {rate!r}: expected frames per second, a number above 0.")
         self._partial = self.path.with_name(f".partial_{self.path.name}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = self._av.open(str(self._partial), "w", format="mp4")
+        make_folder(self.path.parent, "The folder of a video")
+        self._container = self._av.open(f"file:{self._partial}", "w", format="mp4")
         self._rate = Fraction(rate).limit_denominator(1001)
         self._stream, self._last = None, -1
 
@@ -201,7 +212,20 @@ class VideoWriter:
         Args:
             image: (H, W, 3) uint8 RGB. A picture is resized to the size of the first picture, if they differ.
             time: Time at which the picture appears, in seconds since the beginning.
+
+        Raises:
+            UserError: If the picture has another shape or type, or the time is not finite.
+            OSError: If the disk is full. The temporary file is then deleted.
         """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise UserError(
+                f"A picture for {self.path} has the shape {image.shape} and the type {image.dtype}: expected RGB, "
+                "(height, width, 3) uint8. Convert the picture."
+            )
+        if not math.isfinite(time):
+            raise UserError(
+                f"The time of a picture for {self.path} is {time!r}: expected seconds. Pass a finite number."
+            )
         height, width = image.shape[:2]
         image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
         self._stream = self._stream or self._start(*image.shape[:2])
@@ -210,7 +234,8 @@ class VideoWriter:
             picture = picture.reformat(self._stream.width, self._stream.height)
         self._last = max(self._last + 1, round(time * _CLOCK))
         picture.pts, picture.time_base = self._last, Fraction(1, _CLOCK)
-        self._container.mux(self._stream.encode(picture))
+        with self._deleting_on_failure():
+            self._container.mux(self._stream.encode(picture))
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -221,15 +246,38 @@ class VideoWriter:
     def close(self) -> None:
         """Completes the file. If no picture was written, no file is created.
 
-        If the writer is closed early, such as after Ctrl-C, the file contains the pictures written so far.
+        If the writer is closed early, such as after Ctrl-C, the file contains the pictures written so far. Later calls
+        do nothing.
+
+        Raises:
+            OSError: If the disk is full. The temporary file is then deleted.
         """
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
-        if self._stream is None:
+        if self._container is None:
+            return
+        with self._deleting_on_failure():
+            is_empty = self._last < 0
+            if not is_empty:
+                self._container.mux(self._stream.encode())
+            container, self._container = self._container, None
+            container.close()
+            if is_empty:
+                self._partial.unlink(missing_ok=True)
+            else:
+                os.replace(self._partial, self.path)
+
+    @contextlib.contextmanager
+    def _deleting_on_failure(self):
+        """Deletes the temporary file if the block raises an error, which then names the file."""
+        try:
+            with writing(self.path):
+                yield
+        except OSError:
+            if self._container is not None:
+                with contextlib.suppress(OSError):
+                    self._container.close()
+            self._container = None
             self._partial.unlink(missing_ok=True)
-        else:
-            os.replace(self._partial, self.path)
+            raise
 
 
 def _reason(error):

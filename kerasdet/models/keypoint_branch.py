@@ -114,7 +114,15 @@ class KeypointBranch(ConfigFromInit, Branch):
         Returns:
             A dict of ``cells`` (B, P, J) int32, the index of each keypoint's cell among the S * S cells, and
             ``visible`` (B, P, J) bool, true for keypoints that the loss includes.
+
+        Raises:
+            UserError: If the ground truth has another number of keypoints than the branch.
         """
+        if batch["keypoints"].shape[2] not in (None, self.num_keypoints):
+            raise UserError(
+                f"The batch has {batch['keypoints'].shape[2]} keypoints for each object: expected the "
+                f"{self.num_keypoints} of the KeypointBranch. Change KeypointBranch.num_keypoints, or the batch."
+            )
         cells, visible = keypoint_ops.heatmap_targets(
             gather_gt(batch["keypoints"], matched_gt), rois, size=self.map_size
         )

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.geometry import masks as mask_ops
+from kerasdet.geometry.mask_targets import checked_crops
 from kerasdet.geometry.matching import gather_gt
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.region_heads import MaskHead
@@ -96,16 +97,9 @@ class MaskBranch(ConfigFromInit, Branch):
             A dict of ``masks`` (B, P, S, S) in [0, 1] and ``class_ids`` (B, P).
 
         Raises:
-            ValueError: If ``masks`` is neither bool nor uint8.
+            UserError: If ``masks`` is neither bool nor uint8.
         """
-        masks = tf.convert_to_tensor(batch["masks"])
-        if masks.dtype.is_floating:
-            raise ValueError(
-                f"batch['masks'] has type {masks.dtype.name}: give bool, or uint8 with the covered fraction of each "
-                "cell times 255."
-            )
-        if masks.dtype.is_bool:
-            masks = tf.cast(masks, tf.uint8) * 255
+        masks = checked_crops(batch["masks"])
         masks = mask_ops.crop_masks_for_rois(
             tf.pad(masks, [[0, 0], [0, 1], [0, 0], [0, 0]]),  # one row that nothing matches: M may be 0
             tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]]),

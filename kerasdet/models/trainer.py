@@ -19,6 +19,7 @@ from kerasdet.models.batch import (
     training_batch,
     unpack_batch,
 )
+from kerasdet.models.first_batch import check_first_batch
 from kerasdet.ops.distribute import global_sum, local_reductions, local_replicas, num_replicas
 
 
@@ -281,6 +282,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
                 return logs
             return {name: strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
 
+        checked = []  # not empty after the first batch
         compiled = []  # the element spec of the iterator, and the function compiled for it
 
         def function(iterator):
@@ -289,6 +291,10 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             self.data_wait += time.perf_counter() - start
             if check:
                 check(batch)
+            if not checked:
+                checked.append(True)
+                for each in strategy.experimental_local_results(batch):
+                    check_first_batch(each)
             if self.run_eagerly:
                 return run(batch)
             spec = getattr(iterator, "element_spec", None)  # its sizes are open, so one trace serves all batches

@@ -115,7 +115,7 @@ def classes(analysis: Analysis) -> Section:
             )
             for k in shown
         ]
-        words = f"The worst class is {analysis.class_names[shown[0]]}."
+        words = f"The worst class is {analysis.class_names[shown[0]]}." if len(shown) > 1 else ""
         parts.append(page.figure(charts.intervals(bars, "AP", words), "AP of each class with its interval", words))
     intro = "Recall and precision belong to the threshold with the best F1 of the class. Sizes are COCO's."
     return Section("classes", "Classes and sizes", [*parts, table], intro)

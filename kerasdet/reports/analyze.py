@@ -17,6 +17,7 @@ from kerasdet.evaluation.metrics import KEYPOINT_SUMMARY
 from kerasdet.inference.predictor import Predictor
 from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.models.detector import is_detector
+from kerasdet.paths import prepare_file
 from kerasdet.reports import analysis_advice, analysis_curves, analysis_errors, analysis_images, fit, page
 from kerasdet.reports import analysis_numbers as sections
 from kerasdet.reports.analysis_images import OpenPicture
@@ -71,14 +72,11 @@ def analyze_run(
         The findings at the top of the page, problems first, and all results as a dict of JSON values.
 
     Raises:
-        UserError: If the folder of `out` does not exist, the runs and the ground truth share neither boxes nor masks,
-            or vl-convert, which draws the charts, is not installed.
+        UserError: If the runs and the ground truth share neither boxes nor masks, or vl-convert, which draws the
+            charts, is not installed.
+        OSError: If the page cannot be written.
     """
-    if not Path(out).absolute().parent.is_dir():
-        raise UserError(
-            f"The folder {Path(out).parent}, to which {Path(out).name} should be written, does not exist: create it "
-            "first."
-        )
+    out = prepare_file(out, "--out (Python: out=)")
     by_type = {cases.iou_type: cases for cases in run.cases}
     others = {} if against is None else {cases.iou_type: cases for cases in against.cases}
     parts, found, content = [], [], {}

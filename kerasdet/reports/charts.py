@@ -116,7 +116,7 @@ def bars(rows: Sequence[tuple[str, float, str]], axis: str, description: str) ->
         "data": {"values": values},
         "mark": {"type": "bar", "color": SERIES[0], "cornerRadiusEnd": 3, "height": {"band": 0.72}},
         "encoding": {
-            "y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 130}},
+            "y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": _names(130)},
             "x": {"field": "value", "type": "quantitative", "title": axis, "axis": _WHOLE | {"grid": True}},
             "description": {"field": "label"},
         },
@@ -318,7 +318,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float, str]], axis: str, d
         {"name": name, "value": value, "low": low, "high": high, "label": label}
         for name, value, low, high, label in rows
     ]
-    y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 130}}
+    y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": _names(130)}
     x = {"type": "quantitative", "title": axis, "axis": {"grid": True, "tickCount": 5}}
     bar = {"type": "rule", "color": SERIES[0], "strokeWidth": 3, "opacity": 0.4, "strokeDash": [1, 0]}
     dot = {"type": "point", "filled": True, "color": SERIES[0], "size": 70, "opacity": 1}
@@ -354,7 +354,7 @@ def matrix(
     ]
     y = {"field": "row", "type": "nominal", "sort": None, "title": axes[0], "scale": {"domain": list(rows)}}
     x = {"field": "column", "type": "nominal", "sort": None, "title": axes[1], "scale": {"domain": list(columns)}}
-    y, x = y | {"axis": {"labelLimit": 110}}, x | {"axis": {"labelAngle": -40, "labelLimit": 90, "orient": "top"}}
+    y, x = y | {"axis": _names(110)}, x | {"axis": _names(90) | {"labelAngle": -40, "orient": "top"}}
     shade = {
         "field": "weight",
         "type": "quantitative",
@@ -379,6 +379,11 @@ _WHOLE = {
     "labelExpr": "datum.value >= 1e6 ? format(datum.value / 1e6, '~r') + 'M' : datum.value >= 1e4 ? "
     "format(datum.value / 1e3, '~r') + 'k' : format(datum.value, ',')",
 }
+
+
+def _names(limit):
+    """Returns an axis with names of up to `limit` pixels; vl-convert takes minutes to shorten one of 3000 letters."""
+    return {"labelLimit": limit, "labelExpr": "truncate(datum.label, 60)"}
 
 
 def _binned(field, title, low, high, exponents):

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.pipeline import Transform
 from kerasdet.errors import UserError
 from kerasdet.models.detector import Detector
+from kerasdet.paths import prepare_file
 from kerasdet.reports import content, duplicates, fit, page, sizes
 from kerasdet.reports.page import Finding, Section
 from kerasdet.reports.splits import join_splits
@@ -43,8 +43,8 @@ def inspect_dataset(
         The findings at the top of the page, problems first.
 
     Raises:
-        UserError: If a split has no usable images, the folder of `out` does not exist, or vl-convert, which draws the
-            charts, is not installed.
+        UserError: If a split has no usable images, or vl-convert, which draws the charts, is not installed.
+        OSError: If the page cannot be written.
 
     Example:
         >>> splits = {"train": CocoDataset("data/train.json"), "val": CocoDataset("data/val.json")}
@@ -57,11 +57,7 @@ def inspect_dataset(
                 f"The split {name} ({dataset.annotations}) has no usable image; expected at least one. Check the image "
                 "folder and the annotations."
             )
-    if not Path(out).absolute().parent.is_dir():
-        raise UserError(
-            f"The folder {Path(out).parent}, to which {Path(out).name} should be written, does not exist: create it "
-            "first."
-        )
+    out = prepare_file(out, "--out (Python: out=)")
     data = join_splits(splits)
     parts = [
         content.overview(data),

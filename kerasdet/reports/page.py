@@ -18,6 +18,7 @@ import numpy as np
 
 import kerasdet
 from kerasdet.errors import UserError
+from kerasdet.files import replacing
 from kerasdet.reports.charts import Chart
 
 MAX_ROWS = 500  # maximum number of rows of a table
@@ -414,8 +415,7 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
     )
     assets = resources.files("kerasdet.reports") / "assets"
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    Path(out).write_text(
-        f"""<!doctype html>
+    content = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -442,10 +442,9 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
 {script}</script>
 </body>
 </html>
-""",
-        encoding="utf-8",
-        errors="replace",  # a name of a file that is not UTF-8
-    )
+"""
+    with replacing(Path(out)) as partial:
+        partial.write_text(content, encoding="utf-8", errors="replace")  # a name of a file may not be UTF-8
 
 
 _numbers = itertools.count()

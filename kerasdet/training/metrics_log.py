@@ -131,7 +131,9 @@ def _read_lines(path):
     """Returns the complete lines of a log; a killed process may have left a partial line."""
     lines = []
     if path.is_file():
-        for text in path.read_text().splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
-                lines.append(json.loads(text))
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
     return lines

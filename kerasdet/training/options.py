@@ -1,6 +1,6 @@
 """Groups the options of `train` in classes that gin can configure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,10 @@ class StepOptions:
     jit_compile: bool = False
 
     def __post_init__(self):
+        if self.pad_to is not None and not (isinstance(self.pad_to, Sequence) and len(self.pad_to) == 2):
+            raise UserError(f"StepOptions.pad_to is {self.pad_to!r}: expected (height, width) in pixels.")
+        for side in self.pad_to or ():
+            check_positive("StepOptions", pad_to=side)
         check_positive("StepOptions", max_boxes=self.max_boxes, micro_batches=self.micro_batches)
         if self.jit_compile and (self.pad_to is None or self.max_boxes is None):
             raise UserError(

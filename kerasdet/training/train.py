@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 
+from kerasdet.arguments import check_seed
 from kerasdet.data.coco import CocoDataset
 from kerasdet.data.pipeline import training_batches
 from kerasdet.data.sampler import ImageSampler
@@ -112,6 +113,7 @@ def train(
     """
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()
     out_dir = expand(out_dir, "OUT_DIR (Python: out_dir=)")
+    check_seed("train", seed)
     checks.check_lists(transforms=transforms, freeze=freeze, callbacks=callbacks)
     checks.check_parts(
         model,
@@ -166,7 +168,7 @@ def train(
             validator = Validator(model, validation, run_log, out_dir / "best.keras" if rank == 0 else None)
         if not _is_finished(out_dir, completed_steps, steps, validator, changes) and rank == 0 and config is not None:
             with replacing(out_dir / "config.gin") as partial:
-                partial.write_text(config)
+                partial.write_text(config, encoding="utf-8")
         epoch = min(checkpointing.steps_per_epoch or -(-len(data.records) // batch_size), steps)
         validate_every = epoch * validation.every if validation is not None else steps
         run_callbacks = RunCallbacks(

@@ -44,7 +44,7 @@ def folder(tmp_path_factory, model):
     tiny.backbone().save(folder / "backbone.keras")
     (folder / "cut.keras").write_bytes((folder / "plain.keras").read_bytes()[:9999])
     (folder / "words.jpg").write_text("not a picture")
-    (folder / "other.pth").write_text("a pickle")
+    (folder / "other.pth").write_bytes(b"\x80\x04}q\x00.")
     with zipfile.ZipFile(folder / "torch.keras", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
     (folder / "png").mkdir()
@@ -398,6 +398,10 @@ MISTAKES = {
     ),
     "export: no such precision": (["export", "{}/run", "{}/new.tflite", "--precision", "bfloat16"], "bfloat16"),
     "export: no calibration images": (["export", "{}/run", "{}/new.tflite", "--precision", "int8"], "int8 needs"),
+    "export: no calibration image": (
+        ["export", "{}/run", "{}/new.onnx", "--precision", "int8", "--calibration-images", "{}/no.jpg"],
+        "The calibration image {}/no.jpg does not exist",
+    ),
     "export: no image": (
         ["export", "{}/run", "{}/new", "--verify-images", "{}/no.jpg"],
         "{}/no.jpg",

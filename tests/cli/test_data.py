@@ -1,3 +1,7 @@
+import io
+import os
+import signal
+
 import pytest
 import tiny
 from foreign_data import coco, picture, write_json, write_text
@@ -117,3 +121,24 @@ def test_eval_reads_any_format(yolo, tmp_path, capsys):
     assert "no split test" in capsys.readouterr().err
     assert kerasdet("eval", tmp_path / "model.keras", "--split", "val") == 2
     assert "--split was given without --data" in capsys.readouterr().err
+
+
+def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
+    data = coco(["a.jpg"])
+    data["categories"][0]["name"] = "猫"
+    picture(tmp_path / "images/a.jpg", 0)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert kerasdet("data", "check", write_json(tmp_path / "train.json", data)) == 2  # it has no objects
+    terminal.flush()
+    assert b"\\u732b" in terminal.buffer.getvalue()
+
+
+def test_sigterm_removes_an_incomplete_dataset(yolo, tmp_path, monkeypatch):
+    """The signal arrives while the first image is written."""
+    monkeypatch.setattr("kerasdet.data.portable.Item.save", lambda item, path: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as exit_code:
+        kerasdet("data", "convert", yolo, tmp_path / "coco", "--to", "coco")
+    assert exit_code.value.code == 143
+    assert not (tmp_path / "coco").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -4,7 +4,8 @@ import pytest
 
 from kerasdet.checkpoints.zoo import COCO_CLASSES, COCO_CLASSES_BY_ID
 from kerasdet.data import CocoDataset, shapes
-from kerasdet.data.categories import match_classes
+from kerasdet.data.categories import match_classes, read_categories
+from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
 
 
@@ -39,3 +40,11 @@ def test_names_in_another_case_match_by_name(caplog):
     assert match_classes(["Dog", "CAT"], ["cat", "dog"], ["Dog"], "val.json") == [1, 0]
     assert "Dog as dog, CAT as cat" in caplog.text
     assert match_classes(["Dog", "dog"], ["dog", "Dog"], ["Dog"], "val.json") == [1, 0]
+
+
+def test_line_breaks_and_control_characters_in_names_become_spaces():
+    changes = Changes("a.json")
+    items = [{"id": 1, "name": "big\ncat"}, {"id": 2, "name": "\x07dog\ud83d"}, {"id": 3, "name": "two  words"}]
+    names = [each["name"] for each in read_categories(items, changes, keypoints=False).values()]
+    assert names == ["big cat", "dog", "two  words"]
+    assert changes.counts["converted_values"] == 2

@@ -258,6 +258,7 @@ def test_masks_become_run_lengths(tmp_path):
         ([1, 2, 3, 4, 5, "x"], "annotation 4 has a polygon with the entry 'x'"),
         ({"size": [30, 20], "counts": [0, 600]}, r"annotation 4 has an RLE mask of size \[30, 20\], .* \[20, 30\]"),
         ({"size": [20, 30], "counts": [0, 60]}, "annotation 4 has an RLE mask of 60 pixels"),
+        ({"size": [20, 30], "counts": "~~~"}, 'annotation 4 has an RLE mask whose compressed "counts" are damaged'),
     ],
 )
 def test_bad_masks_raise(tmp_path, segmentation, message):
@@ -285,12 +286,29 @@ def test_keypoints_become_pixel_centres(tmp_path):
     assert len(plain) == 2 and plain.records[0].keypoints is None and plain.keypoint_names == ()
 
 
+def test_keypoints_outside_their_box_and_wrong_counts_of_them_are_counted(tmp_path):
+    annotations = [
+        box(1, 1, 9, 9, keypoints=[25, 15, 2, 0, 0, 0, 29, 19, 1], num_keypoints=2),
+        box(1, 1, 9, 9, annotation_id=2, keypoints=[4, 5, 2, 29, 19, 2, 3, 3, 0], num_keypoints=3),
+    ]
+    dataset = CocoDataset(write_keypoints(tmp_path, annotations), keypoints=True)
+    assert dataset.counts["keypoints_outside_boxes"] == dataset.counts["contradicting_counts"] == 1
+    assert 'annotation 1 has "bbox" [1, 1, 9, 9] and its keypoints elsewhere' in [
+        f"{each.item} {each.text}" for each in dataset.problems
+    ]
+
+
 @pytest.mark.parametrize(
     "keypoints, categories, message",
     [
         ([1, 2, 2], (PERSON,), "annotation 1 has .* expected 9 numbers"),
         ([1, 2, 3] * 3, (PERSON,), "annotation 1 has .* expected 9 numbers"),
         (["a"] * 9, (PERSON,), "annotation 1 has .* expected 9 numbers"),
+        (
+            [0.1, 0.1, 2] * 3,
+            (PERSON,),
+            r"no keypoint has a coordinate above 1 \(first: \[0.1, 0.1\]\); expected x and y",
+        ),
         ([0] * 9, ({"id": 7, "name": "person"},), 'no category has "keypoints"'),
         ([0] * 9, (PERSON, {**PERSON, "id": 8, "keypoints": ["tail"]}), "categories 7 and 8 have different keypoints"),
         ([0] * 9, ({**PERSON, "skeleton": [[0, 3]]},), "pairs of numbers from 1 to 3"),

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from foreign_data import SIZE, coco, picture, write_json, write_labelme, write_text
 from PIL import Image
 
@@ -165,6 +166,16 @@ def test_target_and_format_are_checked_first(tmp_path):
     with pytest.raises(UserError, match="format to write is 'voc2'"):
         convert(source, tmp_path / "target", "voc2")
     assert not (tmp_path / "target").exists()
+
+
+def test_full_disk_leaves_nothing(tmp_path):
+    source = make(tmp_path / "source")
+    with pytest.raises(OSError, match=rf"{tmp_path}/target cannot be written: File too large"), tiny.disk(300):
+        convert(source, tmp_path / "target", "yolo")
+    assert not (tmp_path / "target").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=rf"TARGET .*{tmp_path}/file/new cannot be written: Not a directory"):
+        convert(source, tmp_path / "file" / "new", "yolo")
 
 
 def test_splits_with_other_classes_raise(tmp_path):

@@ -12,6 +12,7 @@ from kerasdet.data import ImageSampler, RandomFlip, ResizeShortestEdge, evaluati
 from kerasdet.data.records import Record
 from kerasdet.data.shapes import shapes_dataset
 from kerasdet.data.transforms import CopyPaste, Mosaic, RandomApply, UntilStep
+from kerasdet.errors import UserError
 from kerasdet.geometry import masks
 
 TRANSFORMS = (ResizeShortestEdge((30, 40), 64, sampling="range"), RandomFlip(0.5, 0.5))
@@ -119,6 +120,13 @@ def test_evaluation_covers_every_image_once(dataset):
     np.testing.assert_array_equal(plain["image_size"], plain["original_size"])
     np.testing.assert_array_equal(plain["boxes"][2, 1], dataset.records[2].boxes[1])
     assert plain["is_crowd"][2].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name, value", [("batch_size", 0), ("size_divisor", 0), ("pad_to", 64), ("mask_size", 0.5)])
+def test_number_of_another_kind_raises(dataset, name, value):
+    for batches in (training_batches, evaluation_batches):
+        with pytest.raises(UserError, match=rf"{batches.__name__}\.{name} is {value}"):
+            batches(dataset, **{"batch_size": 2, name: value})
 
 
 def test_empty_dataset_raises():

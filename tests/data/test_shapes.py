@@ -204,7 +204,7 @@ def test_write_refuses_a_folder_with_other_contents(tmp_path):
 
 
 def test_failed_write_leaves_no_files(tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)

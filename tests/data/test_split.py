@@ -92,6 +92,18 @@ def test_wrong_shares_raise(tmp_path, parts, expected):
         split(make(tmp_path / "source", [scene(0)]), tmp_path / "target", parts)
 
 
+def test_wrong_arguments_raise(tmp_path):
+    source = make(tmp_path / "source", [scene(0)])
+    for options, expected in (
+        ({"seed": -1}, r"split\.seed is -1: expected an integer from 0"),
+        ({"to": "pascal"}, "format to write is 'pascal'; expected one of coco"),
+        ({"parts": ["train", "val"]}, "expected a share for each name"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            split(source, tmp_path / "target", **{"parts": {"train": 0.5, "val": 0.5}, **options})
+        assert not (tmp_path / "target").exists()
+
+
 def test_part_without_an_image_raises(tmp_path):
     with pytest.raises(UserError, match="gets none of the"):
         split(make(tmp_path / "source", [scene(0)]), tmp_path / "target", {"train": 0.8, "val": 0.2})

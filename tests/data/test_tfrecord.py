@@ -183,6 +183,14 @@ def test_damaged_image_in_a_record_is_named(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_escapes_in_a_label_map_are_decoded(tmp_path):
+    """The text format of protobuf writes letters outside ASCII as octal bytes, and quotes with a backslash."""
+    folder = tmp_path / "data [v2]"
+    label_map = 'item { id: 3 name: "K\\303\\244se" } item { id: 7 name: "5\\" \\u732b" }'
+    write(folder / "a.tfrecord", example(image__object__class__text=[]), label_map=label_map)
+    assert open_dataset(folder / "a.tfrecord").class_names == ("Käse", '5" 猫')
+
+
 @pytest.mark.parametrize("text", ["item { name: 'cat' }", "item { id: 1 name: 'a' } item { id: 1 name: 'b' }"])
 def test_bad_label_map_is_named(tmp_path, text):
     write(tmp_path / "a.tfrecord", example(), label_map=text)

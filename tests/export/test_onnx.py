@@ -96,9 +96,6 @@ def test_int8_quantises_backbone_and_neck(onnx_file, caplog):
     convs = {node.name: set(node.input[:2]) <= dequantised for node in file.graph.node if node.op_type == "Conv"}
     assert len(convs) > 20
     assert all(quantised != ("head" in name) for name, quantised in convs.items()), convs
-    weights = [onnx.numpy_helper.to_array(each) for each in file.graph.initializer if len(each.dims) == 4]
-    largest = {np.abs(each.astype(int)).max() for each in weights if each.dtype == np.int8}
-    assert largest == {64}  # with 127, sums of 16 bits overflow on processors without VNNI
 
 
 def test_fixed_size_takes_letterboxed_uint8(models, onnx_file):

@@ -95,6 +95,20 @@ def test_arrays_of_different_lengths_raise():
         detections(scores=[0.5, 0.4])
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"boxes": [[1, 1, 5]]}, r"boxes have the shape \(1, 3\): expected \(N, 4\)"),
+        ({"image_size": 64}, r"image_size is 64: expected \(height, width\)"),
+        ({"class_ids": [2]}, r"The class id 2 has no name: expected one of the 2 class_names"),
+    ],
+)
+def test_values_of_another_form_raise(changes, message):
+    values = {"boxes": [[1, 1, 5, 5]], "scores": [0.9], "class_ids": [0], "image_size": SIZE}
+    with pytest.raises(UserError, match=message):
+        Detections(**{**values, "class_names": ("cat", "dog"), **changes})
+
+
 def test_masks_without_convention_raise():
     with pytest.raises(ValueError, match="mask_probs need a mask_convention"):
         detections(mask_convention=None)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 
 from kerasdet.errors import UserError
 from kerasdet.inference import VideoReader, VideoWriter, video
@@ -38,6 +39,38 @@ def test_frames_come_back_with_their_times(file):
     for frame in frames:
         assert frame.image.shape == (62, 90, 3) and frame.image.dtype == np.uint8  # H.264 needs even sizes
         assert np.abs(frame.image[:61].astype(int) - picture(frame.index)).mean() < 4
+
+
+def test_any_name_and_kind_of_path_is_read(file, tmp_path):
+    copy = tmp_path / "night: 1.mp4"
+    copy.write_bytes(file.read_bytes())
+    with VideoReader(copy) as reader:
+        assert len(list(reader)) == 5
+
+
+def test_picture_time_or_rate_of_another_kind_raises(tmp_path):
+    for image, time, message in (
+        (picture(0)[..., 0], 0.0, r"shape \(61, 90\) and the type uint8: expected RGB"),
+        (picture(0) / 255, 0.0, "the type float64: expected RGB"),
+        (picture(0), float("nan"), "time of a picture .* is nan: expected seconds"),
+    ):
+        with pytest.raises(UserError, match=message), VideoWriter(tmp_path / "a.mp4", rate=10) as writer:
+            writer.write(image, time)
+    for rate in (0, -5, float("nan"), "fast"):
+        with pytest.raises(UserError, match=r"VideoWriter\.rate is"):
+            VideoWriter(tmp_path / "a.mp4", rate=rate)
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_leaves_no_video(tmp_path):
+    def write():
+        with VideoWriter(tmp_path / "a.mp4", rate=10) as writer:
+            for index in range(9):
+                writer.write(np.random.default_rng(index).integers(0, 255, (120, 160, 3), np.uint8), index / 10)
+
+    with tiny.disk(400), pytest.raises(OSError, match=rf"{tmp_path}/a\.mp4 cannot be written: File too large"):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_browsers_can_play_the_file(file):

@@ -165,7 +165,11 @@ def test_models_are_run_timed_and_compared_with_their_anchors_and_settings(folde
     "words,message",
     [
         (["faulty.json"], "contains detections, not a model: pass the ground truth with --data"),
-        (["faulty.json", "--data", "annotations.json", "--split", "val", "--images", "nowhere"], "nowhere"),
+        (["faulty.json", "--data", "annotations.json", "--split", "all", "--images", "nowhere"], "nowhere"),
+        (
+            ["faulty.json", "--data", "annotations.json", "--split", "test"],
+            "annotations.json has no split test; it has",
+        ),
         (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
         (["annotations.json", "--data", "annotations.json"], "expected a list of detections"),
         (["faulty.json", "--images", "images"], "--images was given without --data"),

@@ -151,7 +151,7 @@ def test_workers_with_different_settings_raise(monkeypatch):
         checks.check_same_on_all_workers(None, completed_steps, "run", settings, options)
 
     def data(*ids):
-        nothing = {"boxes": np.zeros((0, 4)), "class_ids": np.zeros(0), "is_crowd": np.zeros(0)}
+        nothing = {"boxes": np.zeros((0, 4)), "class_ids": np.zeros(0), "is_crowd": np.zeros(0), "extra_values": None}
         records = [SimpleNamespace(image_id=image_id, path=f"{image_id}.jpg", **nothing) for image_id in ids]
         return SimpleNamespace(records=records, class_names=["cat"], num_classes=1)
 
