@@ -380,13 +380,11 @@ def assert_same_gradients(found, answers, suffix=""):
     np.testing.assert_allclose(norms, expected, rtol=2e-3, atol=2e-4 * expected.max())
 
 
-@only(FAST)
 def test_gradients(case):
     _, found = gradients(case, ["gt"], training=False)
     assert_same_gradients(found, case.border)
 
 
-@only(FAST)
 def test_gradients_and_moving_statistics_with_statistics_of_the_batch(case):
     before = [np.array(variable) for variable in case.model.variables]
     losses_found, found = gradients(case, ["gt", "gt2"], training=True)
