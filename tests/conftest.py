@@ -89,17 +89,12 @@ def unoptimized_graphs():
 
 @pytest.fixture(scope="module")
 def models_opened_once():
-    """Opens each .keras file once, so that commands share a model and its graph. Not for tests that train it.
-
-    Published weights in the cache are opened each time, because pages of the documentation train them.
-    """
+    """Opens each .keras file once, so that commands share a model and its graph. Not for tests that train it."""
     from kerasdet import loading
 
     open_model, opened = loading.open_model, {}
 
     def open_once(file):
-        if Path(os.environ.get("KERASDET_HOME", "-")) in file.parents:
-            return open_model(file)
         key = file, file.stat().st_mtime_ns
         if key not in opened:
             opened[key] = open_model(file)

@@ -15,7 +15,6 @@ import tensorflow as tf
 import kerasdet
 from kerasdet import config, data, export, layers, ops, training
 
-pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "warm_workers")
 SMALL = {
     "(480, 640, 3)": "(48, 64, 3)",
     "size=(320, 320)": "size=(64, 96)",

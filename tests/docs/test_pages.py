@@ -8,7 +8,7 @@ import pytest
 
 from kerasdet import config
 
-pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "warm_workers", "models_opened_once")
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs", "warm_workers")
 PAGES = [pytest.param(page, id=str(page.relative_to(doc_blocks.ROOT))) for page in doc_blocks.PAGES]
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _WITHOUT_CODE = re.compile(r"```.*?^ *```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
