@@ -121,9 +121,9 @@ def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[s
 def _remedy(error, script):
     """Returns a remedy for the error of a worker."""
     if re.search(r"No module named 'kerasdet['.]", error):
-        return (
-            f"{script.name} must run where kerasdet is not installed: remove the imports of kerasdet from this script."
-        )
+        return f"{script} must run where kerasdet is not installed: remove the imports of kerasdet from this script."
+    if "imported TensorFlow or kerasdet" in error:
+        return f"Remove what imports them from {script}, or from the start-up files of {sys.executable}."
     if error.startswith(("ModuleNotFoundError", "ImportError")):
         return f"Install the missing package for {sys.executable}, then export the model again."
-    return f"Compare the installed packages with kerasdet's requirements.txt; if they agree, correct {script.name}."
+    return f"Compare the installed packages with kerasdet's requirements.txt; if they agree, correct {script}."

@@ -1,5 +1,6 @@
 """Checks and expands paths that users pass, and prepares files and folders that will be written."""
 
+import errno
 import os
 import re
 import sys
@@ -37,7 +38,16 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
                 f"{name} is {text}, a URL: expected the path of a local file or folder. Mount the remote "
                 f"folder, or copy the files."
             )
-        return Path(os.path.expanduser(text))
+        path = Path(os.path.expanduser(text))
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # in Python 3.12 and earlier `Path.resolve` raises a RuntimeError
+                raise UserError(
+                    f"{name} is {path}, a link that leads to itself: expected the path of a file or folder. Correct "
+                    "the link."
+                ) from None
+        return path
     is_number = isinstance(path, int | float) and not isinstance(path, bool)
     example = f"./{path} if that is its name" if is_number else "runs/first"
     raise UserError(f"{name} is {path!r}: expected the path of a file or folder. Pass a path such as {example}.")

@@ -40,7 +40,7 @@ class SavedModelPredictor(Predictor):
             raw_ops()  # loads their library
         try:
             self._loaded = tf.saved_model.load(str(path))
-        except (OSError, ValueError, tf.errors.OpError) as error:
+        except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: variables that are cut off
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}. Export the model again.") from None
         self.preprocessing = KeepSize()
@@ -101,7 +101,7 @@ def read_metadata(path: Path) -> dict:
         The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
-        UserError: If the SavedModel has no description.
+        UserError: If the SavedModel has no description, or it is damaged.
     """
     file = path / "assets" / METADATA_FILE
     if not file.is_file():
@@ -109,4 +109,13 @@ def read_metadata(path: Path) -> dict:
             f"{path} has no assets/{METADATA_FILE}: expected a SavedModel of `kerasdet export`. Load other SavedModels "
             "with tf.saved_model.load."
         )
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict) or "num_classes" not in metadata:
+        raise UserError(
+            f"{file} is damaged: expected the description that `kerasdet export` writes. Copy the SavedModel again, or "
+            "export the model again."
+        )
+    return metadata

@@ -17,8 +17,9 @@ class Matches:
 
     Args:
         correct: (A, T, D) bool, whether a detection matches an object that is not ignored.
-        counted: (A, T, D) bool, whether a detection counts as correct or wrong. The other detections match an ignored
-            object, have no match and an area outside the range, or are not among the 100 best of their class and image.
+        counted: (A, T, D) bool, whether a detection counts as correct or wrong. Not counted are detections that match
+            an ignored object, unmatched detections whose area is outside the range, and detections beyond the 100 best
+            of their class and image.
         ranks: (D,) int64, number of better detections of the same class in the same image.
         matched: (A, T, D) int64, index of the object that a detection matches (which may be ignored), or -1.
         objects: (A, G) bool, which objects are not ignored.

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from kerasdet.cli.parser import make_parser
 from kerasdet.cli.report import report_error
 from kerasdet.cli.stderr import hidden_stderr
+from kerasdet.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kerasdet").setLevel(logging.INFO)
     try:
+        if (backend := os.environ.get("KERAS_BACKEND") or "tensorflow") != "tensorflow":
+            raise UserError(
+                f"KERAS_BACKEND is {backend!r}: expected tensorflow, which kerasdet needs. Unset KERAS_BACKEND."
+            )
         if not options.debug:
             _import_tensorflow_quietly()
         from kerasdet.cli import commands

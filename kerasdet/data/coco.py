@@ -82,7 +82,7 @@ def _find_folder(path, data):
     names = [image.get("file_name") for image in data["images"][:1]] if _has_images(data) else []
     for name in names:
         for folder in folders:
-            if isinstance(name, str) and ((folder / name).is_file() or (folder / name.replace("\\", "/")).is_file()):
+            if isinstance(name, str) and any(map(os.path.isfile, (folder / name, folder / name.replace("\\", "/")))):
                 return folder
     return next((folder for folder in folders if folder != beside and folder.is_dir()), folders[0])
 

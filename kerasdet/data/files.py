@@ -1,5 +1,6 @@
 """Finds the image files that annotations name, and reads text files and image sizes."""
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -154,7 +155,7 @@ class ImageFinder:
             raise UserError(
                 f"{where} names the image {name!r}; expected a file name without a null byte. Correct the name."
             )
-        direct = next((path for folder in self.folders if (path := folder / name).is_file()), None)
+        direct = next((path for folder in self.folders if os.path.isfile(path := folder / name)), None)
         path = direct or self._repair(name, where)
         if path is None:
             return self.folders[0] / name
@@ -177,7 +178,7 @@ class ImageFinder:
             return None
         for start in range(len(parts)):
             tail = Path(*parts[start:])
-            found = [path for folder in self.folders if (path := folder / tail).is_file()]
+            found = [path for folder in self.folders if os.path.isfile(path := folder / tail)]
             if found:
                 return found[0]
         for key in (_key(parts[-1]), _key(_UPLOAD_HASH.sub("", parts[-1])), f"{_key(Path(parts[-1]).stem)}.*"):

@@ -1,6 +1,7 @@
 """Finds the image files of a dataset and checks each of them."""
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,16 +72,16 @@ def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str
     paths = []
     for name in names:
         path = folder / name
-        if not path.exists():
+        if not os.path.exists(path):  # `Path.exists` raises an error for a name that is too long
             candidates = [folder / name.replace("\\", "/")] if "\\" in name else []
             candidates += [folder / _last_part(name)] if last_parts[_last_part(name)] == 1 else []
-            found = next((each for each in candidates if each.is_file()), None)
+            found = next((each for each in candidates if os.path.isfile(each)), None)
             if found is not None:
                 changes.add("moved_files", f"image {name}", f"is {found}")
                 path = found
         paths.append(str(path))
     for path, count in Counter(paths).items():
-        if count > 1 and Path(path).is_file():  # names inside a TFRecord may repeat
+        if count > 1 and os.path.isfile(path):  # names inside a TFRecord may repeat
             changes.add(
                 "repeated_files", f"image {path}", f"is in the dataset {count} times, each with its own objects"
             )

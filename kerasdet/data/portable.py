@@ -128,6 +128,7 @@ def _name(record, taken):
     stem, dot, suffix = name.rpartition(".")
     if not dot or f".{suffix.lower()}" not in SUFFIXES:
         stem, suffix = name, _SUFFIX_OF.get(record.encoded()[:2], ".jpg")[1:]
+    stem = stem.lstrip(".") or "image"  # readers skip hidden files
     number, unique = 1, stem
     while unique.casefold() in taken:  # label files have the name without suffix
         number += 1

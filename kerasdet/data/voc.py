@@ -206,7 +206,9 @@ def read_xml(path: Path, class_of: Mapping[str, int], changes: Changes) -> tuple
         UserError: If the XML is invalid. The message names file and object.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"The annotation {path} does not exist. Add it, or remove its image from the list.")
+        raise FileNotFoundError(
+            f"The annotation {path} does not exist. Add it, or remove {path.stem} from the lists in ImageSets/Main."
+        )
     try:
         tree = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two are about encodings

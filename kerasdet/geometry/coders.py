@@ -114,7 +114,7 @@ class DistanceCoder(ConfigFromInit):
             raw: (..., 4) raw predictions of the network.
 
         Returns:
-            The distances, (..., 4) as (t, l, b, r), in strides or pixels.
+            The distances, (..., 4) as (t, l, b, r), in strides if `normalize` is True, else in pixels.
         """
         return _ACTIVATIONS[self.activation or ("relu" if self.normalize else "exp")](raw)
 
@@ -123,11 +123,12 @@ class DistanceCoder(ConfigFromInit):
 
         Args:
             boxes: (..., 4) yxyx in pixels.
-            squares: (..., 4) yxyx in pixels, one square per point.
+            squares: (..., 4) yxyx in pixels, one square per point: centred on it, with the stride of its level as
+                side.
 
         Returns:
-            The distances, (..., 4) as (t, l, b, r), in strides or pixels; negative for a side if the point lies outside
-            the box on that side.
+            The distances, (..., 4) as (t, l, b, r), in strides if `normalize` is True, else in pixels; negative for a
+            side if the point lies outside the box on that side.
         """
         corner, opposite = tf.split(boxes, 2, -1)
         center, size = _center_size(squares)
@@ -138,8 +139,9 @@ class DistanceCoder(ConfigFromInit):
         """Decodes distances to boxes.
 
         Args:
-            distances: (..., 4) as (t, l, b, r), in strides or pixels.
-            squares: (..., 4) yxyx in pixels, one square per point.
+            distances: (..., 4) as (t, l, b, r), in strides if `normalize` is True, else in pixels.
+            squares: (..., 4) yxyx in pixels, one square per point: centred on it, with the stride of its level as
+                side.
 
         Returns:
             The boxes, (..., 4) yxyx in pixels.

@@ -173,7 +173,8 @@ class Preprocessing(ConfigFromInit):
         Args:
             images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float. With
                 a tensor, the method also works inside a `tf.function`.
-            resize: None for the model's own rule, False for no resizing, or (shortest, longest) in pixels.
+            resize: None for the model's own rule, False for no resizing, or (shortest, longest): the length of the
+                shorter side and the limit of the longer side, in pixels.
 
         Returns:
             Dict of `image` (B, h, w, 3) float32, padded at the bottom right; `image_size` (B, 2) int32, heights and

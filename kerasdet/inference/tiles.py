@@ -66,8 +66,8 @@ class TiledPredictor(PredictorWrapper):
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
-            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. See
-            `kerasdet.inference.padded`.
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), the number of detections of each image, and masks or
+            keypoints if the model has them. See `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         found = []

@@ -30,11 +30,12 @@ def anchors(data: Splits, model: Detector | None, seed: int) -> tuple[Section | 
 
     Args:
         data: Splits of the dataset.
-        model: Detector whose anchors and matcher are examined. None: no section.
+        model: Detector whose anchors and matcher are examined, or None.
         seed: Seed of the choice of images.
 
     Returns:
-        The section of the page (None without a model), and its findings.
+        The section of the page and its findings. Without a model, without anchors or without training objects: None and
+        an empty list.
     """
     assigner = None if model is None else assigner_of(model)
     training = data.objects[data.training]

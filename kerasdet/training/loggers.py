@@ -133,7 +133,7 @@ class MLflowLogger(RunLogger):
         tracking_uri: Where MLflow stores the runs: the URL of a server, a database such as "sqlite:///mlflow.db", or a
             folder such as "file:///data/mlruns". For a folder, MLflow 3 needs the environment variable
             MLFLOW_ALLOW_FILE_STORE=true. None: the environment variable MLFLOW_TRACKING_URI, or MLflow's default.
-        experiment: Name of the MLflow experiment, created if necessary. None: MLflow's default.
+        experiment: Name of the MLflow experiment, created if necessary.
         run_name: Name of the run. None: the name of OUT_DIR.
 
     Raises:

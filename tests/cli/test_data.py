@@ -142,3 +142,11 @@ def test_sigterm_removes_an_incomplete_dataset(yolo, tmp_path, monkeypatch):
     assert exit_code.value.code == 143
     assert not (tmp_path / "coco").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_other_backend_of_keras_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert kerasdet("zoo") == 2
+    assert capsys.readouterr().err == (
+        "kerasdet zoo: KERAS_BACKEND is 'torch': expected tensorflow, which kerasdet needs. Unset KERAS_BACKEND.\n"
+    )

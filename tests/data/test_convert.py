@@ -127,6 +127,19 @@ def test_splits_with_equal_names_stay_apart(tmp_path):
             assert_same(tmp_path / to, source, split)
 
 
+def test_hidden_and_long_names_are_read_again(tmp_path):
+    names = [".hidden.png", f"{'x' * 240}.png"]
+    for name in names:
+        picture(tmp_path / "source/images" / name, 0)
+    write_json(tmp_path / "source/train.json", coco(names))
+    for to in WRITERS:
+        convert(tmp_path / "source", tmp_path / to, to)
+        assert len(open_dataset(tmp_path / to, "train")) == 2
+    write_json(tmp_path / "long/train.json", coco(["x" * 300 + ".png"]))
+    with pytest.raises(UserError, match=r"images cannot be used: .* cannot be read"):
+        open_dataset(tmp_path / "long", "train")
+
+
 def test_messy_values_are_written_clean(tmp_path):
     def messy(data):
         for annotation in data["annotations"]:

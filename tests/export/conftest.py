@@ -18,7 +18,7 @@ TFLITE_SIZE = (96, 128)
 
 @pytest.fixture(scope="session")
 def models():
-    """Returns a function from a name to a model: one of `MODELS`, or "tiny", the cheapest RetinaNet."""
+    """Returns a function from a name to a model: one of `EXPORTED`, or "tiny", the cheapest RetinaNet."""
     made = {}
 
     def model(name):

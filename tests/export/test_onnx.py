@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from conftest import shared
-from export_models import MODELS, SLOW, verify_alone
+from export_models import EXPORTED, SLOW, verify_alone
 
 import kerasdet
 from kerasdet.errors import UserError, VerificationError
@@ -21,21 +21,21 @@ onnxruntime = pytest.importorskip("onnxruntime")
 convert = pytest.importorskip("kerasdet.export.onnx.model").convert
 
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
-DENSE = ("retinanet", "fcos", "proposal_network")
+DENSE = ("retinanet", "fcos", "ssd", "proposal_network")
 # The parts of these are mask_keypoint_rcnn's: float32 shows that they fit.
 PARTS_OF_ANOTHER = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 ONLY_RTMDET = {("nms", "int8")}  # rtmdet_ins has the others
 CELLS = [
     (name, kind, precision)
     for precision in ("float32", "float16", "int8")
-    for name in MODELS
+    for name in EXPORTED
     for kind in ("nms", "raw")
     if (name in DENSE or kind == "nms")
     and (name != "rtmdet" or (kind, precision) in ONLY_RTMDET)
     and (name not in PARTS_OF_ANOTHER or precision == "float32")
     and (kind == "nms" or precision == "float32")  # precisions change the network, and nothing behind it
 ]
-QUICK = [(name, "nms", "float32") for name in MODELS if name not in SLOW]
+QUICK = [(name, "nms", "float32") for name in EXPORTED if name not in (*SLOW, "ssd")]  # test_ssd.py has ssd's
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,10 @@ def test_file_equals_the_model(models, onnx_file, name, kind, precision):
         assert report.moved_keypoints == 0
     elif precision == "float16":
         assert report.one_sided <= 0.1 * report.detections
-        assert 1e-4 < report.max_box_error < 0.5
+        # ssd's coder divides deltas by 5 and 10, and so their rounding
+        assert (name != "ssd") * 1e-4 <= report.max_box_error < 0.5
     else:
-        assert 0.1 < report.max_box_error < 20
+        assert (name != "ssd") * 0.1 <= report.max_box_error < 20
 
 
 @pytest.mark.parametrize("kind", ["nms", "raw"])

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from export_models import MODELS, SLOW, verify_alone
+from export_models import EXPORTED, SLOW, verify_alone
 
 import kerasdet
 from kerasdet.errors import UserError
@@ -21,10 +21,10 @@ PARTS_OF_ANOTHER = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn")
 CELLS = [
     (name, precision)
     for precision in ("float32", "float16", "int8")
-    for name in MODELS
+    for name in EXPORTED
     if (name != "rtmdet" or precision == "int8") and (name not in PARTS_OF_ANOTHER or precision == "float32")
 ]
-QUICK = [(name, "float32") for name in MODELS if name not in SLOW]
+QUICK = [(name, "float32") for name in EXPORTED if name not in (*SLOW, "ssd")]  # test_ssd.py has ssd's
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,10 @@ def test_ir_equals_the_model(models, openvino_folder, name, precision):
         assert report.moved_keypoints == 0
     elif precision == "float16":
         assert report.one_sided <= 0.1 * report.detections
-        assert 1e-4 < report.max_box_error < 0.5
+        # ssd's coder divides deltas by 5 and 10, and so their rounding
+        assert (name != "ssd") * 1e-4 <= report.max_box_error < 0.5
     else:
-        assert 0.1 < report.max_box_error < 20
+        assert (name != "ssd") * 0.1 <= report.max_box_error < 20
 
 
 @pytest.mark.parametrize("kind", ["nms", "raw"])

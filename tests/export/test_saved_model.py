@@ -16,6 +16,7 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.export import export_saved_model, verify_export
+from kerasdet.export.saved_model.load import read_metadata
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -186,6 +187,14 @@ def test_assets_describe_the_model(exported):
     assert metadata["class_offset"] == 1
     assert metadata["preprocessing"]["longest"] == 96
     assert not (assets / "config.gin").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"num_classes": ', "[]", "{}"])
+def test_damaged_description_raises(tmp_path, content):
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "kerasdet.json").write_text(content)
+    with pytest.raises(UserError, match=r"assets/kerasdet\.json is damaged: expected the description"):
+        read_metadata(tmp_path)
 
 
 def test_verify_export_accepts_a_relative_path(model, exported, monkeypatch):

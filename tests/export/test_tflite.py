@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from export_models import MODELS, verify_in_process
+from export_models import EXPORTED, verify_in_process
 from PIL import Image
 
 import kerasdet
@@ -36,7 +36,7 @@ ONLY_RTMDET = {("postprocess", "float32"), ("postprocess", "int8"), ("raw", "flo
 OF_THE_NETWORK = ("float16", "dynamic")  # these change the convolutions, which "nms" compares, and nothing behind them
 CELLS = [
     (name, kind, precision)
-    for name in MODELS
+    for name in EXPORTED
     for kind in POSTPROCESSING
     for precision in PRECISIONS
     if (name != "rtmdet" or (kind, precision) in ONLY_RTMDET)
@@ -46,7 +46,7 @@ CELLS = [
 
 
 def possible(cell):
-    dense = cell[0] in ("retinanet", "fcos", "rtmdet") or (cell[0] == "rtmdet_ins" and cell[1] == "nms")
+    dense = cell[0] in ("retinanet", "fcos", "ssd", "rtmdet") or (cell[0] == "rtmdet_ins" and cell[1] == "nms")
     unsupported = cell[1] == "postprocess" or (cell[1] == "raw" and cell[0] != "proposal_network")
     return dense or not (unsupported or (cell[2] == "int8" and cell[0] != "proposal_network"))
 
@@ -66,10 +66,11 @@ def test_file_equals_the_model(models, tflite_file, name, kind, precision):
         assert report.moved_keypoints == 0
     elif precision == "float16":
         assert report.one_sided <= 0.1 * report.detections
-        assert 1e-3 < report.max_box_error < 0.5
+        # ssd's coder divides deltas by 5 and 10, and so their rounding
+        assert (name != "ssd") * 1e-3 <= report.max_box_error < 0.5
         assert report.max_score_error < 5e-3
     else:
-        assert 0.1 < report.max_box_error < 20
+        assert (name != "ssd") * 0.1 <= report.max_box_error < 20
         assert 1e-4 < report.max_score_error < 0.2
 
 

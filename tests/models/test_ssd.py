@@ -76,6 +76,15 @@ def test_file_and_saved_model_detect_the_same(model, found, tmp_path):
     assert_same(kerasdet.load(tmp_path / "saved_model").detect(IMAGE), found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_16_bit_saved_model_detects_nearly_the_same(model, found, tmp_path, precision):
+    export.export_saved_model(model, tmp_path / "saved_model", precision=precision)
+    actual = kerasdet.load(tmp_path / "saved_model").detect(IMAGE)
+    assert len(actual) == len(found)
+    np.testing.assert_allclose(actual.scores[:5], found.scores[:5], atol=1e-3)
+
+
 def test_tflite_detects_the_same(model, found, tmp_path):
     path = export.export_tflite(model, tmp_path / "model.tflite", size=(96, 96), postprocessing="nms")
     assert_same(kerasdet.load(path).detect(IMAGE), found)
