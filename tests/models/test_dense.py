@@ -123,9 +123,9 @@ def test_with_score_threshold_refuses_a_model_without_one(model):
         (
             "boxes",
             (60, 95, 30, 50),
-            r"A box is inverted or not finite, .* \[60 95 30 50\] .*\[with the image id\] \[17\]",
+            r"A box is inverted or not finite; .* the box\] \[60 95 30 50\] .*\[with the image id\] \[17\]",
         ),
-        ("boxes", np.nan, r"A box is inverted or not finite, .* the box\] \[nan nan nan nan\]"),
+        ("boxes", np.nan, r"A box is inverted or not finite; .* the box\] \[nan nan nan nan\]"),
     ],
     ids=["class", "negative class", "inverted", "nan"],
 )

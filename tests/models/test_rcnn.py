@@ -193,7 +193,7 @@ def test_invalid_branches_raise(branches, message):
 def test_dataset_without_the_targets_of_a_custom_branch_raises():
     dataset = SimpleNamespace(records=[SimpleNamespace()], annotations="train.json")
     message = (
-        "The model's DifficultyBranch learns difficulty, but train.json was read without difficulty: read them into"
+        "The model's DifficultyBranch learns difficulty, but train.json was read without difficulty: add this key to"
     )
     with pytest.raises(UserError, match=message):
         branch_example()().check_dataset(dataset)

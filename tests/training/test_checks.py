@@ -94,12 +94,15 @@ WRONG_PARTS = {
     "model": ("runs/good", "train.model is 'runs/good': expected a detector. Pass kerasdet.load"),
     "data": ("d/mine", "train.data is 'd/mine': expected a dataset. Pass open_dataset"),
     "optimizer": ("adam", "train.optimizer is 'adam': expected a Keras optimizer. Pass kerasdet.training.SGD"),
-    "transforms": ([RandomFlip], r"train.transforms\[0\] is the class RandomFlip: .* Write RandomFlip\(...\) \(gin: @"),
+    "transforms": (
+        [RandomFlip],
+        r"train.transforms\[0\] is the class RandomFlip, not an object: .* Write RandomFlip\(...\) \(gin: @",
+    ),
     "sampler": (3, r"train.sampler is 3: expected an ImageSampler. Pass ImageSampler\(\)"),
     "validation": ("val.json", r"train.validation is 'val.json': expected a Validation. Pass Validation\(data\)"),
     "checkpointing": (
         Checkpointing,
-        "train.checkpointing is the class Checkpointing: expected a Checkpointing, an obj",
+        "train.checkpointing is the class Checkpointing, not an object: expected a Checkpointing",
     ),
 }
 
@@ -112,7 +115,9 @@ def test_part_of_another_kind_raises(dataset, name):
     checks.check_parts(**parts)
     with pytest.raises(UserError, match=f"^{message}"):
         checks.check_parts(**{**parts, name: value})
-    with pytest.raises(UserError, match=r"^train.optimizer is the class SGD: expected a Keras optimizer"):
+    with pytest.raises(
+        UserError, match=r"^train.optimizer is the class SGD, not an object: expected a Keras optimizer"
+    ):
         checks.check_parts(**{**parts, "optimizer": SGD})
     with pytest.raises(UserError, match=r"^Validation.data is 'd/mine': expected a dataset"):
         checks.check_parts(**{**parts, "validation": Validation("d/mine")})
