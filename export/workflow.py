@@ -31,6 +31,7 @@ MAX_AP_DROP = 0.02
 
 # Sizes of the generated images; two, so that more than one shape is compared
 _SAMPLE_SIZES = ((480, 640), (500, 333))
+_MOST_CALIBRATION_IMAGES = 4  # calibration images to compare if the user chose none for this purpose
 _WANTED = 20  # number of detections to compare if the model has none above its own threshold
 _RUNS = 3  # timed runs of the Keras model after the first, which traces
 
@@ -62,7 +63,8 @@ def export_and_verify(
             `path`, or "saved_model" without a suffix.
         serving: Whether to write the model as the next version in a folder for a model server.
         precision: Precision of the network. Each format has its own list of precisions.
-        verify_images: Images for the comparison: arrays (H, W, 3), PIL images or paths. By default generated images.
+        verify_images: Images for the comparison: arrays (H, W, 3), PIL images or paths. By default the first four
+            calibration images, or generated images if there are none.
         calibration_images: Images, or folders of image files, on which "int8" measures the ranges of activations.
         eval_data: Dataset on which the AP of model and export is measured. None: AP is not measured.
         max_ap_drop: Largest allowed loss of AP on `eval_data`, as a difference of AP in 0..1, for boxes, masks and
@@ -96,7 +98,8 @@ def export_and_verify(
             f"Format {format} has no folder layout of a model server: remove --serving (Python: serving=), or use "
             "format saved_model or openvino."
         )
-    images = read_images(verify_images) or sample_images()
+    few = options.get("calibration_images", [])[:_MOST_CALIBRATION_IMAGES]
+    images = read_images(verify_images) or read_images(few) or sample_images()
     write_options = {"precision": precision, "gin_config": gin_config, **options}
     if not serving:
         return path, _export(model, path, export_format, write_options, images, eval_data, max_ap_drop)
@@ -129,7 +132,8 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
     with removing_on_failure(path):
         log.info("Writing %s ...", path)
         write(model, path)
-        log.info("Comparing %d images with the model, in a process of its own ...", len(images))
+        count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
+        log.info("Comparing %s with the model, in a process of its own ...", count)
         report = verify_export(model, path, images)
         lines = [_describe(path), f"Run by {export_format.runtime} alone: {report}"]
         if not report.detections:

@@ -254,7 +254,7 @@ def _add_export(commands):
         type=_path,
         default=[],
         metavar="IMAGE",
-        help="compare model and export on these images (default: generated images)",
+        help="compare model and export on these images (default: four calibration images, else generated ones)",
     )
     export.add_argument(
         "--eval", type=_path, metavar="ANNOTATIONS", help="compare the AP of model and export on this COCO dataset"

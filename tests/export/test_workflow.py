@@ -14,7 +14,7 @@ from kerasdet import cli
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.export import export_and_verify, formats, verify_export, workflow
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
-from kerasdet.export.spec import FormatSpec, Option
+from kerasdet.export.spec import CALIBRATION_IMAGES, FormatSpec, Option
 from kerasdet.inference import KeepSize, Predictor
 from kerasdet.models.postprocess import Postprocessing
 
@@ -36,7 +36,7 @@ class Recorded(Predictor):
 def make_toy(change=lambda detections: detections, precisions=("float32", "int8")):
     """Makes a format that writes its precision to a file and answers with the model's own detections, changed."""
 
-    def write(model, path, *, precision, gin_config):
+    def write(model, path, *, precision, gin_config, calibration_images=()):
         if path.exists():
             raise FileExistsError(f"{path} exists: export to another file or delete it.")
         path.write_text(precision)
@@ -48,7 +48,7 @@ def make_toy(change=lambda detections: detections, precisions=("float32", "int8"
         return WorkerRun([(batch, change(found))], [0.001])
 
     return Format(
-        spec=FormatSpec("toy", ".toy", precisions, lambda path: path.suffix == ".toy"),
+        spec=FormatSpec("toy", ".toy", precisions, lambda path: path.suffix == ".toy", (CALIBRATION_IMAGES,)),
         runtime="toys",
         write=write,
         load=Recorded,
@@ -76,6 +76,19 @@ def test_new_format_is_written_verified_and_loaded(toy, models, tmp_path):
     assert re.search(r"Run by toys alone: \d\d detections compared, 0 found by one side only", report)
     assert isinstance(kerasdet.load(path), Recorded)
     assert verify_export(models("tiny"), path, tiny.images()).one_sided == 0
+
+
+def test_calibration_images_are_the_default_verify_images(toy, models, tmp_path, caplog):
+    toy()
+    image = tiny.images()[0]
+    arguments = {"format": "toy", "precision": "int8"}
+    with caplog.at_level("INFO"):
+        export_and_verify(models("tiny"), tmp_path / "a.toy", **arguments, calibration_images=[image] * 9)
+        export_and_verify(
+            models("tiny"), tmp_path / "b.toy", **arguments, calibration_images=[image] * 9, verify_images=[image]
+        )
+    counts = [message.partition(" with")[0] for message in caplog.messages if message.startswith("Comparing")]
+    assert counts == ["Comparing 4 images", "Comparing 1 image"]
 
 
 def test_default_verify_images_have_two_sizes():
@@ -221,7 +234,7 @@ def test_8_bit_report_states_that_ap_was_not_measured(toy, models, tmp_path):
 def test_invalid_file_raises_one_line(models, tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "kerasdet.json").write_text('{"ops": "tensorflow", "class_offset": 1}')
+    (tmp_path / "assets" / "kerasdet.json").write_text('{"ops": "tensorflow", "class_offset": 1, "num_classes": 5}')
     with pytest.raises(VerificationError, match="does not run in a new process: ") as error:
         verify_export(models("tiny"), tmp_path, tiny.images()[:1])
     assert "\n" not in str(error.value)
