@@ -98,8 +98,8 @@ def test_segmentation_without_pixels_gives_no_runs():
         ({"counts": [30]}, "size None"),
         ({"size": [5, 6], "counts": [10, 10]}, "of 20 pixels.* sum to the 30 pixels of the image"),
         ({"size": [5, 6], "counts": [40, -10]}, "RLE mask of 30 pixels"),
-        ({"size": [5, 6], "counts": "\x7f"}, "RLE mask of -1 pixels"),
-        ({"size": [5, 6], "counts": "P" * 40}, "RLE mask of -1 pixels"),
+        ({"size": [5, 6], "counts": "\x7f"}, 'compressed "counts" are damaged'),
+        ({"size": [5, 6], "counts": "P" * 40}, 'compressed "counts" are damaged'),
         ({"size": [5, 6], "counts": None}, "neither a string nor a list"),
     ],
 )
