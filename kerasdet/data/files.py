@@ -20,6 +20,7 @@ from kerasdet.errors import UserError
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UPLOAD_HASH = re.compile(r"^[0-9a-f]{8}-")  # hash that Label Studio puts before the name of each uploaded file
+_LOCAL_STORAGE = re.compile(r"^.*/local-files/\?d=")  # what Label Studio puts before a path of its local storage
 # Text in the log for each kind of repair
 REPAIRS = {
     "image_paths_repaired": "paths of images repaired",
@@ -171,9 +172,8 @@ class ImageFinder:
         return path
 
     def _repair(self, name, where):
-        parts = [
-            part for part in unquote(name.split("?")[0]).replace("\\", "/").split("/") if part not in ("", ".", "..")
-        ]
+        plain = unquote(_LOCAL_STORAGE.sub("", name).split("?")[0]).replace("\\", "/")
+        parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
         if not parts:
             return None
         for start in range(len(parts)):

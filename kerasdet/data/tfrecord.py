@@ -22,6 +22,7 @@ _SHARD = re.compile(r"-(\d{5,})-of-(\d{5,})(\.\w+)?$")
 # A string of protobuf's text format, and an escape in it
 _STRING = r"(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
+_FREEBASE = ("/m/", "/g/")  # beginnings of ids of Freebase, which the label maps of COCO and Open Images have as names
 _FRAME = 16  # bytes around each record: its length and two checksums
 _HEADER = 12  # length and checksum before the contents of a record
 # Normalised float32 coordinates err by up to half of this many decimals of a pixel in images of up to 8000 pixels
@@ -91,7 +92,8 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
         path: Path of the file.
 
     Returns:
-        A dict from category id to COCO category with `id` and `name`.
+        A dict from category id to COCO category with `id` and `name`. If the name of an item is an id of Freebase, such
+        as "/m/01yrx" in COCO's own label map, `name` is its display name and `freebase_id` is this id.
 
     Raises:
         UserError: If an item lacks id or name.
@@ -104,10 +106,13 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
         own = re.sub(r"\{[^{}]*\}", "", body)
         found = re.search(r"(?<![\w])id\s*:\s*(-?\d+)", own)
         name = re.search(rf"(?<![\w])name\s*:\s*({_STRING})", own)
-        name = name or re.search(rf"display_name\s*:\s*({_STRING})", own)
+        display = re.search(rf"display_name\s*:\s*({_STRING})", own)
+        name = name or display
         if not found or not name:
             raise UserError(f"{path}: item {number} is {body.strip()!r}; expected an id and a name. Correct the file.")
         category = {"id": int(found[1]), "name": _unescaped(name[1][1:-1])}
+        if display and category["name"].startswith(_FREEBASE):
+            category.update(name=_unescaped(display[1][1:-1]), freebase_id=category["name"])
         if keypoints := re.findall(rf"keypoints\s*:?\s*\{{[^{{}}]*label\s*:\s*({_STRING})[^{{}}]*\}}", body):
             category["keypoints"] = [_unescaped(each[1:-1]) for each in keypoints]
         if category["id"] in categories:
@@ -362,10 +367,10 @@ def _keypoints(features, count, size, where, joints):
 
 def _known(label, name, categories, where, changes):
     """Returns the category id of an object, by its label or, without a label, by its class name."""
-    by_name = {category["name"]: category_id for category_id, category in categories.items()}
+    by_name = {each: category_id for category_id, category in categories.items() for each in _names(category)}
     if label in categories:
         own = categories[label]["name"]
-        if name and name != own:
+        if name and name not in _names(categories[label]):
             fact = f"has the label {label}, which is {own!r} in the label map, but the class text {name!r}"
             if name in by_name:
                 raise UserError(
@@ -380,6 +385,10 @@ def _known(label, name, categories, where, changes):
         f"{where} has the label {label} ({name!r}), which is not in the label map. Use the label map with which the "
         "file was written."
     )
+
+
+def _names(category):
+    return [category[key] for key in ("name", "freebase_id") if key in category]
 
 
 def _categories(seen, files):

@@ -136,11 +136,7 @@ def _read_split(split, files, names, root, changes):
             changes.add("repeated_images", str(file), f"is in the lists of the split {count} times")
     for image_id, file in enumerate(dict.fromkeys(files), 1):
         if file.parent not in finders:
-            folders = [
-                file.parent,
-                *(parent / name for parent in (file.parent.parent, root) for name in _IMAGE_FOLDERS),
-            ]
-            finders[file.parent] = ImageFinder([folder for folder in folders if folder.is_dir()], changes)
+            finders[file.parent] = ImageFinder(_image_folders(file.parent, root), changes)
         size, file_name, objects = read_xml(file, class_of, changes)
         image = _image_of(file, file_name, finders[file.parent], changes)
         entries.append(image_entry(image_id, image, size))
@@ -155,6 +151,23 @@ def _read_split(split, files, names, root, changes):
                 changes.add("images_without_file", str(path), "has no XML file")
     categories = [{"id": number, "name": name} for number, name in enumerate(names(), 1)]
     return {"images": entries, "annotations": annotations, "categories": categories}
+
+
+def _image_folders(folder, root):
+    """Returns the folders that may hold the images of a folder of XML files, the most likely one first.
+
+    If no folder has a usual name, the only one beside the XML files that holds images counts: FiftyOne's `data`.
+    """
+    below = folder.relative_to(root).parts[1:]  # of annotations/train, whose images may lie in images/train
+    same = [root.joinpath(name, *below) for name in _IMAGE_FOLDERS if below]
+    usual = [folder, *same, *(parent / name for parent in (folder.parent, root) for name in _IMAGE_FOLDERS)]
+    found = [each for each in usual if each.is_dir()]
+    if found == [folder] and folder != root and not any(map(is_image, folder.iterdir())):
+        beside = [each for each in folder.parent.iterdir() if each.is_dir() and split_of("", each.name) == WHOLE]
+        others = [each for each in beside if any(map(is_image, each.iterdir())) and not any(each.glob("*.xml"))]
+        if len(others) == 1:
+            return [folder, *others]
+    return found
 
 
 def _image_of(file, file_name, finder, changes):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -294,12 +295,14 @@ def read_yolo(
         for category in categories:
             category["keypoints"] = [f"keypoint_{number}" for number in range(1, keypoint_shape[0] + 1)]
     entries, annotations, used = [], [], set()
+    image_folders = defaultdict(set)  # of each folder of labels
     for image_id, (image, size) in enumerate(zip(images, upright_sizes(images), strict=True), 1):
         entries.append(image_entry(image_id, image, size))
         label = label_of(image)
         if label in used and label.is_file():
             changes.note("shared_labels", str(label), f"is for {image.name} and another image with the same stem")
         used.add(label)
+        image_folders[label.parent].add(image.parent)
         if size is None or not label.is_file():
             continue
         for number, line in enumerate(read_text(label).splitlines(), 1):
@@ -311,9 +314,11 @@ def read_yolo(
     if used and not any(label.is_file() for label in used):
         first = min(used)
         changes.note("no_labels", str(images[0]), f"and all others have no label file; {first} was looked for")
-    for folder in sorted({label.parent for label in used}):
+    for folder, places in sorted(image_folders.items()):
+        stems = {path.stem for place in places if place.is_dir() for path in place.iterdir() if is_image(path)}
         for label in sorted(folder.glob("*.[tT][xX][tT]")):
-            if label not in used and label.name not in _NAME_FILES and _is_label(label):
+            known = label in used or label.stem in stems  # the image may be of another split
+            if not known and label.name not in _NAME_FILES and _is_label(label):
                 changes.add("labels_without_image", str(label), "has no image")
     return {"images": entries, "annotations": annotations, "categories": categories}
 

@@ -85,6 +85,7 @@ def test_coco_2017(tmp_path):
         lambda name: f"../../label-studio/data/media/upload/1/0a1b2c3d-{name}",
         lambda name: f"images\\1\\0a1b2c3d-{name}",
         lambda name: f"http://localhost:8080/data/upload/1/0a1b2c3d-{name}?d=1",
+        lambda name: f"/data/local-files/?d=mine/images/{name}",
     ],
 )
 def test_label_studio(tmp_path, change):

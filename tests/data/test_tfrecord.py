@@ -205,6 +205,15 @@ def test_class_texts_that_are_not_in_the_label_map_are_counted(tmp_path):
     assert dataset.counts["contradicting_texts"] == 1
 
 
+@pytest.mark.parametrize("text", [b"cat", b"/m/01yrx"])
+def test_ids_of_freebase_are_replaced_by_display_names(tmp_path, text):
+    label_map = "item {\n  name: '/m/01yrx'\n  id: 3\n  display_name: 'cat'\n}\nitem { id: 7 name: 'dog' }"
+    write(tmp_path / "a.tfrecord", example(image__object__class__text=[b"dog", text]), label_map=label_map)
+    dataset = open_dataset(tmp_path, strict=True)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.records[0].class_ids.tolist() == [1, 0]
+
+
 def test_file_without_records_is_named(tmp_path):
     write(tmp_path / "train.tfrecord")
     with pytest.raises(UserError, match=r"train\.tfrecord holds no record; expected one record for each image"):

@@ -33,6 +33,27 @@ def test_labelimg_in_two_folders(tmp_path, xml, image):
     assert open_dataset(tmp_path).records[0].boxes.tolist() == [BOX]
 
 
+def test_only_folder_of_images_beside_the_xml_is_searched(tmp_path):
+    write(tmp_path / "labels/a.xml", tmp_path / "data/a.png", "dog")
+    assert open_dataset(tmp_path).records[0].boxes.tolist() == [BOX]
+    picture(tmp_path / "masks/a.png", 0)
+    with pytest.raises(UserError, match=r"labels/a\.png: does not exist"):
+        open_dataset(tmp_path)
+
+
+def test_folders_of_xml_files_and_images_have_the_same_splits(tmp_path):
+    for split, name in (("train", "cat"), ("val", "dog")):
+        write(tmp_path / "annotations" / split / "a.xml", tmp_path / "images" / split / "a.png", name)
+    for split in ("train", "val"):
+        assert f"/images/{split}/" in open_dataset(tmp_path, split).records[0].path
+
+
+def test_images_of_another_split_are_not_taken(tmp_path):
+    write(tmp_path / "train/a.xml", tmp_path / "val/a.png", "dog")
+    with pytest.raises(UserError, match=r"train/a\.png: does not exist"):
+        open_dataset(tmp_path, "train")
+
+
 def test_roboflow_voc(tmp_path):
     for split, name in (("train", "cat"), ("valid", "dog")):
         write(tmp_path / split / "a.xml", tmp_path / split / "a.png", name)

@@ -97,6 +97,17 @@ def test_windows_files_scores_and_labels_without_image(tmp_path):
         open_dataset(tmp_path, "train", strict=True)
 
 
+def test_labels_of_another_split_have_an_image(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / f"images/{name}.png", 0)
+        write_text(tmp_path / f"labels/{name}.txt", "0 0.5 0.5 0.5 0.5")
+    write_text(tmp_path / "train.txt", "images/a.png")
+    write_text(tmp_path / "val.txt", "images/b.png")
+    write_text(tmp_path / "data.yaml", "train: train.txt\nval: val.txt\nnames: [dog]")
+    for split in ("train", "val"):
+        assert "labels_without_image" not in open_dataset(tmp_path, split, strict=True).counts
+
+
 def test_labels_beside_images_with_spaces_and_accents(tmp_path):
     picture(tmp_path / "train" / "ein Bär.png", 0)
     write_text(tmp_path / "train" / "ein Bär.txt", "0 0.5 0.5 0.5 0.5")
