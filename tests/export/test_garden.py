@@ -97,6 +97,6 @@ def test_foreign_folder_raises(tmp_path):
     with pytest.raises(UserError, match=r"has no assets/kerasdet\.json: expected a SavedModel of `kerasdet export`"):
         kerasdet.load(tmp_path)
     (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "kerasdet.json").write_text("{}")
+    (tmp_path / "assets" / "kerasdet.json").write_text('{"num_classes": 5}')
     with pytest.raises(UserError, match="cannot be loaded by TensorFlow"):
         kerasdet.load(tmp_path)
