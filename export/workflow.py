@@ -98,8 +98,7 @@ def export_and_verify(
             f"Format {format} has no folder layout of a model server: remove --serving (Python: serving=), or use "
             "format saved_model or openvino."
         )
-    few = options.get("calibration_images", [])[:_MOST_CALIBRATION_IMAGES]
-    images = read_images(verify_images) or read_images(few) or sample_images()
+    images = read_images(verify_images)
     write_options = {"precision": precision, "gin_config": gin_config, **options}
     if not serving:
         return path, _export(model, path, export_format, write_options, images, eval_data, max_ap_drop)
@@ -132,6 +131,8 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
     with removing_on_failure(path):
         log.info("Writing %s ...", path)
         write(model, path)
+        few = write_options.get("calibration_images", [])[:_MOST_CALIBRATION_IMAGES]
+        images = images or read_images(few) or sample_images()
         count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
         log.info("Comparing %s with the model, in a process of its own ...", count)
         report = verify_export(model, path, images)
