@@ -135,13 +135,14 @@ def _check_objects(arrays):
         )
     size = arrays.get("image_size", np.broadcast_to(arrays["image"].shape[1:3], (len(class_ids), 2)))
     sizes = np.broadcast_to(size[:, None], (*class_ids.shape, 2))[is_object]
-    for box, size in zip(boxes, sizes, strict=True):
-        if (box[:2] > size).any():
-            raise _error(
-                f"the box {box.tolist()} outside its image of {size[0]}x{size[1]} (height x width)",
-                "(y1, x1, y2, x2) in pixels of the image, without its padding",
-                "change the order of the numbers, or resize boxes with their image",
-            )
+    outside = (boxes[:, :2] > sizes).any(1)
+    if outside.any():
+        box, (height, width) = boxes[outside][0], sizes[outside][0]
+        raise _error(
+            f"the box {box.tolist()} outside its image of {height}x{width} (height x width)",
+            "(y1, x1, y2, x2) in pixels of the image, without its padding",
+            "change the order of the numbers, or resize boxes with their image",
+        )
 
 
 def _check_keypoints(keypoints, is_object):

@@ -255,6 +255,10 @@ def test_missing_precision_in_metadata_names_the_format(toy, models, tmp_path, m
     [
         ("import kerasdet_missing", "No module named 'kerasdet_missing'. Install the missing package for "),
         ("import kerasdet.absent", "remove the imports of kerasdet"),
+        (
+            "raise RuntimeError('running the file imported TensorFlow or kerasdet; expected toys alone')",
+            "expected toys alone. Remove what imports them from ",
+        ),
         ("1 / 0", "ZeroDivisionError: division by zero. Compare the installed packages with "),
     ],
 )
