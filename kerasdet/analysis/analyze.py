@@ -26,7 +26,7 @@ from kerasdet.analysis.tide import Errors, tide
 if TYPE_CHECKING:
     from kerasdet.evaluation.cases import Cases
 
-DEFAULT_SCORE = 0.3  # default of `kerasdet predict`; used if no detection is right at any threshold
+DEFAULT_SCORE = 0.3  # default of `kerasdet predict`; used if no detection is correct
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ class Analysis:
         image_ids: Ids of the I images.
         instances: Objects and detections.
         samples: Maps metric names to (1 + S,) values: the value for all images, then the values for S resampled sets of
-            images, see `kerasdet.analysis.bootstrap.resampled`.
-        images_of: Maps the same names to the numbers of images with objects, see
+            images. The key "class" holds the AP of each class, (1 + S, K). See `kerasdet.analysis.bootstrap.resampled`.
+        images_of: Maps the keys of `samples` to the numbers of images with objects, see
             `kerasdet.analysis.bootstrap.images_with_objects`.
         ap: AP for each area range (all, small, medium, large), IoU threshold and class, (4, 10, K); NaN without
             objects.
@@ -211,7 +211,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
 def compare(analysis: Analysis, other: Analysis) -> Comparison:
     """Compares two runs on the same images.
 
-    Both analyses must have the same seed, so that they resample the same images.
+    Both analyses must have the same ground truth, seed and number of samples, so that they resample the same images.
 
     Args:
         analysis: Analysis of the run.
@@ -246,13 +246,13 @@ def _fields(threshold):
 
 
 def plain(value: Any) -> Any:
-    """Replaces NaN by None, also inside dicts and lists, for JSON.
+    """Replaces NaN with None, also inside dicts and lists, for JSON.
 
     Args:
         value: A number, dict, list or other JSON value.
 
     Returns:
-        The value, in which None replaces NaN.
+        The value, with None in place of NaN and lists in place of tuples.
     """
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}

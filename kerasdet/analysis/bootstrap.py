@@ -12,7 +12,7 @@ from kerasdet.analysis.matching import AREAS, COCO_THRESHOLDS, Matches, match
 from kerasdet.analysis.precision import RECALLS
 
 SAMPLES = 200
-_CHUNK = 1 << 18  # numbers that are processed at once; they fit into the cache of a processor
+_CHUNK = 1 << 18  # size of the arrays that are processed at once, which fit into a processor's cache
 _IOUS = {"AP50": 0, "AP75": 5}
 _LIMITS = (1, 10, 100)
 
@@ -21,7 +21,7 @@ _LIMITS = (1, 10, 100)
 class Interval:
     """Holds a metric and the limits of its confidence interval.
 
-    All are NaN if there is no ground truth; the limits are NaN if a single image has objects.
+    All are NaN if there is no ground truth; the limits are also NaN if only one image has objects.
     """
 
     value: float
@@ -66,11 +66,11 @@ def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict
     Args:
         instances: Objects and detections.
         matches: Result of `coco_matches`.
-        drawn: Result of `weights`, (S, I) float32: how often each of S samples contains each of I images.
+        drawn: Result of `weights`, (1 + S, I) float32: how often each sample contains each of I images.
 
     Returns:
-        A dict from metric name to (S,) values in [0, 1]; NaN for samples without objects. The key "class" holds the AP
-        of each of the K classes, (S, K).
+        A dict from metric name to (1 + S,) values in [0, 1]; NaN for samples without objects. The key "class" holds the
+        AP of each of the K classes, (1 + S, K).
     """
     num_areas, num_thresholds, _ = matches.correct.shape
     samples, classes = len(drawn), instances.num_classes
@@ -104,7 +104,7 @@ def _class_numbers(instances, matches, drawn, mine, objects):
             correct, counted = matches.correct[area, t, mine], matches.counted[area, t, mine]
             places = np.flatnonzero(correct)
             hits = each[:, places]
-            found = np.cumsum(hits, 1)  # (S, P) right detections up to each right one
+            found = np.cumsum(hits, 1)  # (S, P) number of correct detections up to each correct detection
             before = total[:, places]
             if not counted.all():
                 others = np.flatnonzero(~counted)
@@ -119,14 +119,23 @@ def _class_numbers(instances, matches, drawn, mine, objects):
 
 
 def _average_precision(found, before, positives):
-    """Averages interpolated precision over COCO's recalls, from numbers (S, P) of correct and all detections: (S,)."""
+    """Averages interpolated precision over COCO's recalls, for S samples and P correct detections.
+
+    Args:
+        found: (S, P) number of correct detections up to each correct detection.
+        before: (S, P) number of all detections up to each correct detection.
+        positives: (S,) number of objects.
+
+    Returns:
+        The AP of each sample, (S,).
+    """
     samples, count = found.shape
     if not count:
         return np.zeros(samples)
     found = found.astype(np.float64)
     precision = np.maximum.accumulate((found / (before + np.spacing(1)))[:, ::-1], 1)[:, ::-1]
     precision = np.append(precision, np.zeros((samples, 1)), 1)
-    # One search for all samples: whole numbers, far enough apart from sample to sample
+    # One search for all samples: offsets keep the numbers of different samples apart
     apart = np.arange(samples)[:, None] * (max(found[:, -1].max(), positives.max()) + 2)
     needed = np.stack([_needed(int(n)) for n in positives]) + apart
     places = np.searchsorted((found + apart).ravel(), needed.ravel(), side="left").reshape(samples, -1)
@@ -136,7 +145,7 @@ def _average_precision(found, before, positives):
 
 @functools.lru_cache(1 << 14)
 def _needed(positives):
-    """Returns the number of correct detections with which each of COCO's recalls is reached."""
+    """Returns the number of correct detections at which each of COCO's recalls is reached, (101,)."""
     return np.searchsorted(np.arange(positives + 1) / positives, RECALLS, side="left")
 
 
@@ -165,8 +174,8 @@ def images_with_objects(instances: Instances, matches: Matches) -> dict[str, np.
         matches: Result of `coco_matches`.
 
     Returns:
-        A dict with the keys of `resampled`: the number of images that have objects of the metric's area range, (). The
-        key "class" holds the number of images with objects of each of the K classes, (K,).
+        A dict with the keys of `resampled`: the number of images with objects in the metric's area range, an array of
+        shape (). The key "class" holds the number of images with objects of each of the K classes, (K,).
     """
     by_area = [len(np.unique(instances.object_images[counted])) for counted in matches.objects]
     areas = {size[0]: number for size, number in zip(AREAS, by_area, strict=True) if size != "all"}
@@ -205,9 +214,9 @@ def interval(
 
 
 def _widening(images, share):
-    """Returns the half width of Student's t interval of a mean, relative to what a bootstrap of it gives on average."""
+    """Returns the width of Student's t interval of a mean, relative to the average width of its bootstrap interval."""
     z, freedom = statistics.NormalDist().inv_cdf((1 + share) / 2), images - 1
-    quantile = (  # of Student's t, by its expansion around the normal distribution
+    quantile = (  # quantile of Student's t distribution, expanded around the normal distribution
         z
         + (z**3 + z) / (4 * freedom)
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -11,7 +11,7 @@ def confusion(instances: Instances, iou: float = 0.5) -> np.ndarray:
 
     Detections first match objects of their own class by COCO's rules. Each remaining detection, in descending order of
     score, then matches the unmatched object of another class with the highest IoU. Detections that match an ignored
-    object are not counted.
+    object, and detections beyond the 100 best of a class and image, are not counted.
 
     Args:
         instances: Objects, and the detections above a score threshold.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 
-MAX_DETECTIONS = 100  # COCO counts this many best detections of a class in an image
+MAX_DETECTIONS = 100  # COCO counts only the highest-scored 100 detections of a class in an image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,9 +87,11 @@ def collect(
     Args:
         annotations: Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `area`, `iscrowd`,
             optionally `ignored`, and `segmentation` as RLE if `masks` is set.
-        detections: Dicts of the same form, with `score`. Detections of other images or categories are left out.
-        image_ids: Ids of the images; the position in this list is the index of the image.
-        category_ids: Ids of the categories; the position in this list is the class id.
+        detections: Dicts with `image_id`, `category_id`, `bbox`, `area`, `score`, and `segmentation` if `masks` is set.
+        image_ids: Ids of the images; the position in this list is the index of the image. Annotations and detections of
+            other images are left out.
+        category_ids: Ids of the categories; the position in this list is the class id. Annotations and detections of
+            other categories are left out.
         masks: Whether to compute the IoUs of masks instead of boxes.
 
     Returns:

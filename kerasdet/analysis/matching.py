@@ -20,7 +20,7 @@ class Matches:
         counted: (A, T, D) bool, whether a detection counts as correct or wrong. Not counted are detections that match
             an ignored object, unmatched detections whose area is outside the range, and detections beyond the 100 best
             of their class and image.
-        ranks: (D,) int64, number of better detections of the same class in the same image.
+        ranks: (D,) int64, number of higher-ranked detections of the same class in the same image.
         matched: (A, T, D) int64, index of the object that a detection matches (which may be ignored), or -1.
         objects: (A, G) bool, which objects are not ignored.
     """
@@ -98,11 +98,11 @@ def match(
 
 
 def _match_group(overlaps, limits, crowds, objects):
-    """Matches the detections of one class in one image, with IoUs (D, G): returns (A, T, D), the object or -1."""
+    """Returns the object that each detection of one class and image matches, or -1, (A, T, D), from IoUs (D, G)."""
     count, num_objects = overlaps.shape
     matched = np.full((len(objects), len(limits), count), -1, np.int64)
     free = np.ones((len(objects), len(limits), num_objects), bool)
-    # Whole numbers whose order is: objects that count before ignored ones, then by IoU, the last of equal ones first.
+    # Integer keys rank the objects: counted objects above ignored objects, then by IoU; of equal IoUs the last object.
     order = np.argsort(overlaps, axis=1, kind="stable")
     places = np.empty_like(order)
     np.put_along_axis(places, order, np.arange(num_objects)[None], 1)

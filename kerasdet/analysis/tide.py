@@ -9,7 +9,7 @@ import numpy as np
 
 from kerasdet.analysis.instances import MAX_DETECTIONS, Instances
 
-FOREGROUND, BACKGROUND = 0.5, 0.1  # a detection is right from the first IoU on, and lies on background up to the second
+FOREGROUND, BACKGROUND = 0.5, 0.1  # smallest IoU of a match, and largest IoU of a detection on background
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND_ERROR, MISSED = range(len(ERRORS))
 RIGHT, IGNORED = -1, -2  # kinds of detections without an error; objects that are found have the kind RIGHT
@@ -23,8 +23,8 @@ class Errors:
     Args:
         kinds: (D,) int64, kind of each detection: the index in `ERRORS`, RIGHT, or IGNORED for detections beyond the
             100 best of an image.
-        excused: (D,) bool, whether a detection lies in an ignored region. Such a detection has a kind of error, but
-            costs no AP.
+        excused: (D,) bool, whether a wrong detection overlaps an ignored object of its class by an IoU above 0.5. Such
+            a detection has a kind of error, but costs no AP.
         objects: (D,) int64, index of the object that a detection matches or, for an error, would match after correcting
             the error; -1 for no object.
         missed: (G,) bool, true for objects that no detection matches.
@@ -96,8 +96,8 @@ def _kinds(instances):
     """Classifies detections and objects of all images.
 
     Returns:
-        The arrays `kinds`, `excused` and `objects` of `Errors`; `repairs` (D,), whether correcting an error gives a
-        match, because it is the best error of its object; then `missed` and `unexplained`.
+        The arrays `kinds`, `excused` and `objects` of `Errors`; `repairs` (D,), whether correcting the error gives a
+        match, true only for the highest-scored error of an object; then `missed` and `unexplained`.
     """
     count = len(instances.scores)
     kinds, objects = np.full(count, IGNORED, np.int64), np.full(count, -1, np.int64)

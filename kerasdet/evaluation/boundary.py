@@ -1,4 +1,4 @@
-"""Scores masks by their boundaries, to which the mask IoU of large objects is insensitive."""
+"""Scores masks by their boundaries: the mask IoU of large objects hardly depends on them."""
 
 import contextlib
 import io
@@ -24,11 +24,12 @@ def evaluate_boundary(ground_truth: Source, results: Source, image_ids: Sequence
         image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
-        The twelve metrics of COCO for masks, and the AP of each class.
+        The twelve metrics of COCO for masks, and the AP of each class; the `iou_type` is "boundary".
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: In the cases of `evaluate_coco`, or if faster-coco-eval is not installed.
+        UserError: If a file does not have COCO's format, a result refers to an image or a category that is not in the
+            ground truth, or faster-coco-eval is not installed.
     """
     library = require_extra("faster_coco_eval", "Boundary AP", "boundary")
     cases, _ = cases_of_type(ground_truth, results, "segm", image_ids)

@@ -61,7 +61,7 @@ class Cases:
         Raises:
             UserError: If the engine is unknown or not installed.
         """
-        # only masks need the sizes of images; hotcoco would also read invalid sizes that are not needed
+        # Only masks need the sizes of images, but hotcoco always reads them: unknown sizes become 0
         dataset = {
             "images": [{"id": i["id"], "height": i["height"] or 0, "width": i["width"] or 0} for i in self.images],
             "categories": [{"id": category["id"], "name": category["name"]} for category in self.categories],
@@ -113,8 +113,8 @@ def read_cases(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
-            the ground truth.
+        UserError: If a file does not have COCO's format, the files have no type in common, or a result refers to an
+            image or a category that is not in the ground truth.
     """
     (truth, truth_name), (entries, results_name) = open_source(ground_truth, "the ground truth"), _results(results)
     chosen = _shared_types(truth, truth_name, entries, results_name)
@@ -152,7 +152,7 @@ def cases_of_type(
 
 
 def types_of(ground_truth: Source, results: Source) -> list[str]:
-    """Returns the types of "bbox", "segm" and "keypoints" that both files have; "bbox" for empty results.
+    """Lists the types "bbox", "segm" and "keypoints" that both files have; ["bbox"] for empty results.
 
     Args:
         ground_truth: Path of a COCO annotation file, or its contents as a dict.
@@ -234,7 +234,7 @@ def _results(source):
 def _class_names(categories):
     """Returns the name of each category by id; adds the id to names that several categories share."""
     names = {category["id"]: category["name"] for category in categories}
-    while len(set(names.values())) < len(names):  # again if a longer name is the name of another category
+    while len(set(names.values())) < len(names):  # again if a name with its id equals another category's name
         count = Counter(names.values())
         names = {key: name if count[name] == 1 else f"{name} ({key})" for key, name in names.items()}
     return names

@@ -12,7 +12,7 @@ from kerasdet.evaluation.ground_truth import Source
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, CocoMetrics, DetectorMetrics
 from kerasdet.evaluation.results import GEOMETRY
 
-PROPOSAL_LIMITS = (100, 300, 1000)  # recall is measured for this many best boxes per image
+PROPOSAL_LIMITS = (100, 300, 1000)  # numbers of highest-scored boxes per image for which recall is measured
 
 
 def evaluate_all(
@@ -37,8 +37,8 @@ def evaluate_all(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
-            the ground truth.
+        UserError: If a file does not have COCO's format, the files have no type in common, a result refers to an image
+            or a category that is not in the ground truth, or the engine is unknown or not installed.
     """
     check_engine(engine)
     all_cases = read_cases(ground_truth, results, image_ids, sigmas)
@@ -74,8 +74,8 @@ def evaluate_coco(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
-            the ground truth.
+        UserError: If `iou_type` is unknown, a file does not have COCO's format, a result refers to an image or a
+            category that is not in the ground truth, or the engine is unknown or not installed.
     """
     if iou_type not in GEOMETRY:
         raise UserError(f"iou_type is {iou_type!r}: choose one of {', '.join(map(repr, GEOMETRY))}.")
@@ -102,8 +102,8 @@ def evaluate_proposals(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
-            the ground truth.
+        UserError: If a file does not have COCO's format, a result refers to an image or a category that is not in the
+            ground truth, or the engine is unknown or not installed.
     """
     cases, _ = cases_of_type(ground_truth, results, "bbox", image_ids)
     numbers = cases.accumulate(engine, PROPOSAL_LIMITS)

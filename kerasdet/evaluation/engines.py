@@ -11,7 +11,7 @@ import numpy as np
 from kerasdet.errors import UserError
 
 ENGINES = ("hotcoco", "pycocotools")  # the first is the default; pycocotools is the reference
-_BOXES = (  # name, array, index of the IoU threshold, of the area range and of the limit of detections
+_BOXES = (  # name, array, then indices of the IoU threshold (None: all), area range and limit of detections
     ("AP", "precision", None, 0, 2),
     ("AP50", "precision", 0, 0, 2),
     ("AP75", "precision", 5, 0, 2),
@@ -41,11 +41,11 @@ _KEYPOINTS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accumulated:
-    """Holds precision and recall in the layout of pycocotools' COCOeval; -1 where there is no ground truth.
+    """Holds precision and recall in the layout of pycocotools' COCOeval; -1 marks entries without ground truth.
 
     Args:
         precision: (T, 101, K, A, M), indexed by IoU threshold (0.50 to 0.95), recall (0.00 to 1.00), category, area
-            range (all, small, medium, large) and limit of detections per image.
+            range (all, small, medium, large; keypoints have no small) and limit of detections per image.
         recall: (T, K, A, M), indexed by IoU threshold, category, area range and limit of detections per image.
     """
 
@@ -113,7 +113,7 @@ def accumulate(
         UserError: If the engine is unknown or not installed.
     """
     engine = check_engine(engine)
-    if engine == "hotcoco":  # hotcoco's ids are not negative; adding a number to all keeps their order
+    if engine == "hotcoco":  # hotcoco accepts no negative ids; adding the same number to all ids keeps their order
         shifts = shifts_of(image_ids, category_ids)
         truth, detections = shifted(truth, shifts), shifted(detections, shifts)
         image_ids = [image_id + shifts["image_id"] for image_id in image_ids]

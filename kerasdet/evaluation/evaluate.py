@@ -42,8 +42,8 @@ def evaluate(
         and ground truth have them. For a predictor without classes, the recall that `evaluate_proposals` returns.
 
     Raises:
-        UserError: If an argument is of another kind, or the dataset has objects of classes that the predictor does not
-            know.
+        UserError: If an argument is of the wrong type, the dataset has objects of classes that the predictor does not
+            know, or the engine is unknown or not installed.
 
     Example:
         >>> model = kerasdet.load("runs/mine")
@@ -74,7 +74,8 @@ def evaluate_with_results(
         The metrics, and the detections as entries of a COCO results file.
 
     Raises:
-        UserError: If the dataset has objects of classes that the predictor does not know.
+        UserError: If the dataset has objects of classes that the predictor does not know, or the rules or the engine
+            cannot be used.
     """
     if predictor.num_classes is not None:
         dataset = match_dataset(predictor.num_classes, predictor.class_names, dataset)
@@ -127,11 +128,12 @@ def _strategy(predictor):
 
 
 def match_dataset(num_classes: int, class_names: Sequence[str] | None, dataset: Dataset) -> Dataset:
-    """Gives the classes of a dataset the order of a model's classes.
+    """Reorders the classes of a dataset as the model orders them.
 
     Args:
         num_classes: Number of classes of the model.
-        class_names: Names of the model's classes. None: the names are unknown, and the dataset is not changed.
+        class_names: Names of the model's classes, in the order of the class ids. None: the names are unknown, and the
+            dataset is not changed.
         dataset: A `kerasdet.data.Dataset`.
 
     Returns:
@@ -168,7 +170,7 @@ def evaluate_batches(
             `original_size` (B, 2), heights and widths before resizing in pixels, and `image_id` (B,). The last batch
             may be smaller.
         ground_truth: Path of a COCO annotation file, or its contents as a dict.
-        category_ids: The category id in the ground truth of each of the K classes. None for a predictor without
+        category_ids: Category ids in the ground truth, one for each of the K classes. None for a predictor without
             classes: all detections get the first category of the ground truth and are scored by `evaluate_proposals`.
         image_ids: Ids of the images to score. None: all images of the ground truth.
         engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
@@ -180,14 +182,15 @@ def evaluate_batches(
     Raises:
         ValueError: If an image occurs twice, is missing or is not among `image_ids`, or a category is not in the ground
             truth.
-        UserError: If `rules` other than "coco" are used for a predictor without classes.
+        UserError: If the rules or the engine cannot be used, or rules other than "coco" are used for a predictor
+            without classes.
     """
     check_engine(engine)  # checked here, before hours of detection
     truth = read_ground_truth(ground_truth)
     known = [category["id"] for category in truth["categories"]]
     score = functools.partial(evaluate_rules, rules)
     if rules != "coco":
-        score(truth, [], image_ids)  # finds a package or keys of the ground truth that are missing
+        score(truth, [], image_ids)  # fails now if a package or a key of the ground truth is missing
     if category_ids is None:
         if rules != "coco":
             raise UserError(

@@ -19,7 +19,7 @@ from kerasdet.evaluation.results import as_rle
 _logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike | dict | list  # a path, or the content of the file
-UNIFORM_SIGMA = 0.05  # annotators' spread for other keypoints than COCO's 17, for which nobody has measured it
+UNIFORM_SIGMA = 0.05  # sigma of keypoints other than COCO's 17, for which the spread of annotations is unknown
 
 
 def read_ground_truth(source: Source) -> GroundTruth:
@@ -145,7 +145,7 @@ def log_changes(changes: Changes) -> None:
 def prepare(
     contents: Contents, iou_type: str, image_ids: Sequence[int] | None = None, sigmas: Sequence[float] | None = None
 ) -> tuple[list[dict], list[int], list[int], np.ndarray | None]:
-    """Checks ground truth, and chooses what to score.
+    """Checks ground truth, and selects the annotations to score.
 
     Args:
         contents: The ground truth.
@@ -155,8 +155,8 @@ def prepare(
             COCO's values for 17 keypoints, 0.05 for any other number.
 
     Returns:
-        The annotations for COCOeval, the ids of their categories and of the images, both ascending, and the sigmas
-        (None without keypoints).
+        The annotations for COCOeval, the ids of the scored categories and images, both ascending, and the sigmas (None
+        without keypoints).
 
     Raises:
         UserError: If the ground truth cannot be scored, or an id is unknown.
@@ -208,7 +208,7 @@ def _checked_image_ids(image_ids, images, where):
     for image_id in chosen:
         if image_id not in images:
             raise UserError(
-                f"image_ids has {image_id!r}, but {where} has no image of this id: remove the id from image_ids."
+                f"image_ids has {image_id!r}, but {where} has no image with this id: remove the id from image_ids."
             )
     return chosen
 
@@ -231,9 +231,10 @@ def _check_masks(contents, scored, where):
 def _for_coco(annotation, number, iou_type, image, sigmas, where):
     """Returns the keys of an annotation that COCOeval needs.
 
-    pycocotools 2.0 takes id 0 for "no match", and merges annotations that share an id. An object without a mask becomes
-    a crowd that fills its box, so that a mask found there is neither right nor wrong. A difficult object counts neither
-    as found nor as missed, and is matched by ordinary IoU; its area lies outside all area ranges.
+    Annotations get new ids from 1, because pycocotools 2.0 takes id 0 for "no match" and merges annotations that share
+    an id. An object without a mask becomes a crowd that fills its box, so that a mask found there is neither right nor
+    wrong. A difficult object gets an area outside all area ranges: it counts neither as found nor as missed but, unlike
+    a crowd, is matched by ordinary IoU.
     """
     result = {key: annotation[key] for key in ("image_id", "category_id", "bbox", "area", "iscrowd")}
     result |= {"id": number, "ignored": bool(annotation["difficult"])}

@@ -41,8 +41,8 @@ def evaluate_lvis(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, the ground truth lacks LVIS' own keys, or a result refers to
-            an image or a category that is not in the ground truth.
+        UserError: If `iou_type` is unknown, a file does not have COCO's format, the ground truth lacks LVIS' own keys,
+            a result refers to an image or a category that is not in the ground truth, or hotcoco is not installed.
     """
     if iou_type not in ("bbox", "segm"):
         raise UserError(f"iou_type is {iou_type!r}: LVIS scores 'bbox' and 'segm'. Choose one of these.")

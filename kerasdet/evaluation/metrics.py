@@ -17,10 +17,12 @@ class CocoMetrics:
     """Holds metrics of boxes, masks or keypoints in [0, 1]; a metric without ground truth is NaN.
 
     Attributes:
-        iou_type: "bbox", "segm" or "keypoints".
-        summary: COCO's metrics by name. The names are in `SUMMARY` for boxes and masks, in `KEYPOINT_SUMMARY` for
-            keypoints, and in `PROPOSAL_SUMMARY` for boxes without classes.
-        per_class: AP (mean over IoU 0.50 to 0.95) by class name; empty for boxes without classes.
+        iou_type: "bbox", "segm", "keypoints" or, for Boundary AP, "boundary".
+        summary: Metrics by name. COCO's names are in `SUMMARY` for boxes and masks, in `KEYPOINT_SUMMARY` for
+            keypoints, and in `PROPOSAL_SUMMARY` for boxes without classes. Other rules have their own metrics, see
+            `evaluate_rules`.
+        per_class: AP by class name, by COCO's rules the mean over IoU 0.50 to 0.95; empty for boxes without classes and
+            for LVIS.
     """
 
     iou_type: str
@@ -73,7 +75,7 @@ class DetectorMetrics:
     """Holds the metrics of everything that a detector predicts: boxes, masks and keypoints.
 
     Attributes:
-        by_type: Metrics by type: "bbox", "segm" or "keypoints". Types that were not evaluated are absent.
+        by_type: Metrics by type: "bbox", "segm", "keypoints" or "boundary". Types that were not evaluated are absent.
     """
 
     by_type: Mapping[str, CocoMetrics]
@@ -92,10 +94,10 @@ class DetectorMetrics:
         return self.summary[name]
 
     def to_json(self) -> str:
-        """Returns a JSON object with the metrics of boxes, and nested objects "segm" and "keypoints"."""
+        """Returns a JSON object with the metrics of boxes, and a nested object for each other type, such as "segm"."""
         content = {iou_type: metrics.content() for iou_type, metrics in self.by_type.items()}
         return json.dumps({**content.pop("bbox", {}), **content}, indent=2)
 
     def table(self) -> str:
-        """Formats one table per IoU type ("bbox", "segm", "keypoints"), separated by blank lines."""
+        """Formats one table per type ("bbox", "segm", "keypoints" or "boundary"), separated by blank lines."""
         return "\n\n".join(metrics.table() for metrics in self.by_type.values())

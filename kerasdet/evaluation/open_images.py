@@ -32,7 +32,8 @@ def evaluate_open_images(ground_truth: Source, results: Source, image_ids: Seque
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: In the cases of `evaluate_coco`.
+        UserError: If a file does not have COCO's format, a result refers to an image or a category that is not in the
+            ground truth, or hotcoco is not installed.
     """
     check_engine("hotcoco")
     import hotcoco

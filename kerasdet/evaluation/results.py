@@ -14,10 +14,11 @@ from kerasdet.geometry import rle
 
 _logger = logging.getLogger(__name__)
 
-# Corners [x1, y1, x2, y2] given as [x, y, width, height]: this share of the boxes would fit as corners ...
+# Boxes are taken for corners [x1, y1, x2, y2] instead of [x, y, width, height] if at least _NEARLY_ALL of them fit into
+# their images as corners, and more than _SOME of them do not fit as [x, y, width, height].
 _NEARLY_ALL = 0.98
-_LARGEST = float(np.finfo(np.float32).max)  # of models' outputs; sums and areas of larger numbers overflow
-_SOME = 0.1  # ... and this share extends beyond the image as it is
+_SOME = 0.1
+_LARGEST = float(np.finfo(np.float32).max)  # models predict float32; sums and areas of larger numbers may overflow
 GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
@@ -112,7 +113,7 @@ class ResultsReader:
                     "results again.",
                 )
             return numbers, numbers[2] * numbers[3]
-        # COCO's loadRes takes the extent of the keypoints only if there is no box; here the area never depends on that.
+        # COCO's loadRes takes the extent of the keypoints only if the entry has no box; here a box makes no difference.
         return numbers, float(np.ptp(numbers[0::3]) * np.ptp(numbers[1::3]))
 
     def _mask(self, value, image, name):
@@ -176,7 +177,7 @@ def warn_of_units(detections: Sequence[Mapping], images: Mapping[int, Mapping], 
 
 
 def _fits(corner, size, factor):
-    """Returns whether a box whose far corner is `corner` ends inside an image of a size, but for a factor."""
+    """Returns whether a box ends inside its image: its corner (x2, y2) is at most `factor` times (width, height)."""
     return all(end <= factor * length for end, length in zip(corner, size, strict=True))
 
 

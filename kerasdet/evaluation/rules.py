@@ -29,15 +29,17 @@ def evaluate_rules(
         ground_truth: Path of a COCO annotation file, or its contents as a dict.
         results: Path of a COCO results file, or its contents as a list of detections.
         image_ids: Ids of the images to score. None: all images of the ground truth.
-        engine: "hotcoco" (the default) or "pycocotools" for the rules "coco". Other rules ignore it.
+        engine: Library that computes AP by the rules "coco", "hotcoco" or "pycocotools"; both give the same numbers.
+            None: hotcoco. Other rules ignore this argument.
 
     Returns:
-        The metrics by type of detection: "bbox", "segm" or "keypoints", as far as the rules score it. For the rules
+        The metrics by type of detection: "bbox", "segm" or "keypoints", if the rules score the type. For the rules
         "boundary" the only type is "boundary".
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If the rules are unknown, or the files lack values that the rules need.
+        UserError: If the rules are unknown, the files are invalid or lack values that the rules need, or a library that
+            the rules need is not installed.
     """
     if rules == "coco":
         return evaluate_all(ground_truth, results, image_ids, engine=engine)

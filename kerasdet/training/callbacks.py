@@ -21,7 +21,7 @@ def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
     """
     for index, callback in enumerate(callbacks):
         if not isinstance(callback, keras.callbacks.Callback):
-            remedy = "write @Name() with brackets in gin" if callable(callback) else "give a Keras callback"
+            remedy = "create it with Name() (gin: @Name())" if callable(callback) else "give a Keras callback"
             raise UserError(
                 f"train.callbacks has {callback!r} at position {index}: expected a keras.callbacks.Callback object; "
                 f"{remedy}."
@@ -32,7 +32,8 @@ class RunCallbacks:
     """Calls Keras callbacks at the steps, epochs and evaluations of a run.
 
     An epoch ends after each evaluation and after the last step. In a run without validation it ends after each
-    checkpoint. With several workers only the first one calls the callbacks; all stop together at the end of an epoch.
+    checkpoint. With several workers, only the first worker calls the callbacks. If a callback stops the training, all
+    workers stop at the end of the epoch.
 
     Args:
         callbacks: Keras callbacks. Their `params` contain ``out_dir``, ``steps``, ``epochs``, ``batch_size`` and
@@ -84,7 +85,7 @@ class RunCallbacks:
         """Calls `on_train_batch_begin`.
 
         Args:
-            step: Index of the step in the run, from 0.
+            step: Number of the step in the run, from 1. The callbacks get the index, from 0.
         """
         self._call("on_train_batch_begin", step - 1, None)
 
@@ -92,11 +93,11 @@ class RunCallbacks:
         """Calls `on_train_batch_end`. The process waits for the device only if a callback reads the logs.
 
         Args:
-            step: Index of the step in the run, from 0.
+            step: Number of the step in the run, from 1. The callbacks get the index, from 0.
             logs: Losses by name.
         """
         self._call("on_train_batch_end", step - 1, logs)
-        if self.num_workers > 1 and self.model.stop_training:  # the other workers would wait for this one for ever
+        if self.num_workers > 1 and self.model.stop_training:  # the other workers would wait for this one forever
             self.stop_requested, self.model.stop_training = True, False
 
     def test_begin(self) -> None:
@@ -132,7 +133,7 @@ class RunCallbacks:
             self._call("on_epoch_begin", self._epoch(step + 1), None)
 
     def end(self) -> None:
-        """Calls `on_train_end`, if `begin` was called."""
+        """Calls `on_train_end` if `on_train_begin` was called."""
         if self.has_begun:
             self._call("on_train_end", self.logs)
 

@@ -26,7 +26,7 @@ from kerasdet.training.validation import metric_names
 
 log = logging.getLogger(__name__)
 
-_MAX_THRESHOLD = 0.3  # the published FCOS has 0.2
+_MAX_THRESHOLD = 0.3  # above the 0.2 of the published FCOS
 
 
 def check_arguments(
@@ -92,7 +92,7 @@ def check_parts(
         step_options: `StepOptions`.
 
     Raises:
-        UserError: If a part is of another kind.
+        UserError: If a part is of the wrong type.
     """
     dataset = ("a dataset", 'open_dataset("data", "train")')
     check_object("train.model", model, is_detector(model), "a detector", 'kerasdet.load("runs/first")')
@@ -131,11 +131,11 @@ def check_classes(model: keras.Model, data: Any) -> None:
 
 
 def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> None:
-    """Warns if training resizes images to very different sizes than detection does, or shapes them otherwise.
+    """Warns if detection resizes images to a size outside the range of training, or only one keeps the aspect ratio.
 
     Args:
         model: Detector.
-        transforms: Transforms of the training images. The size is that of a `ResizeShortestEdge` in the list.
+        transforms: Transforms of the training images. Only `ResizeShortestEdge` is compared with `model.preprocessing`.
     """
     rule = model.preprocessing
     for transform in transforms:
@@ -157,11 +157,14 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
             for part in (transform, rule)
         ]
         if kinds[0] != kinds[1]:
-            log.warning("Training %s, but detection %s: set ResizeShortestEdge.rounding as in Preprocessing.", *kinds)
+            log.warning(
+                "Training %s, but detection %s: give ResizeShortestEdge.rounding the value of Preprocessing.rounding.",
+                *kinds,
+            )
 
 
 def warn_of_units(model: keras.Model) -> None:
-    """Warns if all values of the model's `std` are below 1, as for pixels in 0..1, although pixels are in 0..255.
+    """Warns if `mean` and `std` of the model's preprocessing seem to be for pixels in 0..1: pixels are in 0..255.
 
     Args:
         model: Detector.
@@ -177,7 +180,7 @@ def warn_of_units(model: keras.Model) -> None:
 
 
 def warn_of_threshold(model: keras.Model, validation: Validation | None) -> None:
-    """Warns if the model's score threshold drops detections that count for AP.
+    """Warns if the model's score threshold is above 0.3, because AP also counts detections with lower scores.
 
     Args:
         model: Detector.
@@ -187,13 +190,13 @@ def warn_of_threshold(model: keras.Model, validation: Validation | None) -> None
     if validation is not None and threshold > _MAX_THRESHOLD:
         log.warning(
             "Postprocessing.score_threshold is %g, so detections with lower scores do not count and AP will be low: "
-            "set it to 0.05 for training, and choose a threshold for detection.",
+            "set it to 0.05 for training, and raise it for detection afterwards.",
             threshold,
         )
 
 
 def warn_of_schedule(optimizer: keras.optimizers.Optimizer, steps: int) -> None:
-    """Warns if the learning rate does not reach its peak, or if its schedule has another length than the run.
+    """Warns if the run ends before the warmup of the learning rate, or if the schedule ends before the run.
 
     Args:
         optimizer: Keras optimizer.
@@ -252,7 +255,7 @@ def check_objects(data: Any) -> None:
         if count and name.endswith(("_boxes", "_annotations", "_mask")) and name not in ("crowd_boxes", "clipped_boxes")
     }
     reason = f"its {crowds} objects are all crowds (iscrowd 1)" if crowds else "its images have no objects"
-    counts = f" ({', '.join(f'{count} {name}' for name, count in dropped.items())})" if dropped else ""
+    counts = f" (dropped: {', '.join(f'{count} {name}' for name, count in dropped.items())})" if dropped else ""
     raise UserError(
         f"{data.annotations} has nothing to train on: {reason}{counts}. Use annotations with objects that are not "
         "crowds."
@@ -260,7 +263,7 @@ def check_objects(data: Any) -> None:
 
 
 def warn_of_same_data(data: Any, validation: Validation | None) -> None:
-    """Warns if the validation data contain training images.
+    """Warns if the validation data contain training images. Passing the training dataset itself is allowed.
 
     Args:
         data: Dataset to train on.
@@ -396,8 +399,8 @@ def check_same_on_all_workers(
         completed_steps: Number of steps in the checkpoint that this worker found.
         out_dir: Folder of the run.
         settings: Settings by name: datasets, and values that can be stored as JSON.
-        options: Dataclasses by name, such as `StepOptions`, whose fields are compared as well. A value is None if an
-            option is off.
+        options: Dataclasses by name, such as `StepOptions`. All their fields except functions are compared. A value is
+            None if an option is off.
 
     Raises:
         UserError: If workers have different checkpoints, settings or datasets.

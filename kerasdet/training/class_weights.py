@@ -1,4 +1,4 @@
-"""Copies the classifier weights of classes that a new dataset shares with an old model, matched by name."""
+"""Copies the class-specific weights of classes that a new dataset shares with an old model, matched by name."""
 
 import dataclasses
 import logging
@@ -48,7 +48,8 @@ def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: Cla
     """Copies the weights of classes that the old model also has, matched by name, and logs the names.
 
     Other classes keep the current weights of the model: random weights, or the weights of another class if the number
-    of classes did not change. In models with background, the weights of the background are copied as well.
+    of classes did not change. In models with background, the weights of the background are copied as well. If both
+    models have the same classes in the same order, nothing is copied.
 
     Args:
         model: Detector with K classes and the architecture of the old model.
@@ -87,11 +88,11 @@ def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: Cla
 
 
 def _split(model, variable):
-    """Returns how a variable's last axis splits into groups, classes and values per class; None if it cannot be split.
+    """Returns the numbers of groups, classes and values per class in a variable's last axis; None without class axis.
 
     Dense heads have one group per anchor of a cell, the box predictors of R-CNNs four values per class.
     """
-    if not len(variable.shape):  # the shape of a scalar is no empty tuple under TensorFlow
+    if not len(variable.shape):  # a scalar; `not shape` would not do, because bool(tf.TensorShape([])) is True
         return None
     path, size, num_classes = f"/{variable.path}", int(variable.shape[-1]), model.num_classes
     if "/class_logits/" in path:

@@ -13,8 +13,9 @@ from kerasdet.keras_compat import average_pairs, inner_optimizer
 def averaged_weights(model: keras.Model) -> Iterator[None]:
     """Uses the averaged weights inside the ``with`` block, and restores the trained weights afterwards.
 
-    If the optimizer keeps no averages, the weights do not change. Keras' `SwapEMAWeights` (3.15.1) swaps by adding and
-    subtracting, so rounding changes the trained weights. This function restores them bit for bit.
+    Before the first step, or if the optimizer keeps no averages, the weights do not change. Keras' `SwapEMAWeights`
+    (3.15.1) swaps by adding and subtracting, so rounding changes the trained weights. This function restores them bit
+    for bit.
 
     Args:
         model: Compiled model.

@@ -18,7 +18,7 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
 
     Args:
         model: Detector.
-        patterns: What to freeze. An entry is the name of a part of the model, such as "backbone" or "rpn"; or
+        patterns: List of layers to freeze. An entry is the name of a part of the model, such as "backbone" or "rpn"; or
             ``PART/PATTERN`` for the layers of a part whose names match a pattern of `fnmatch`, such as "backbone/stem"
             and "backbone/c2_*".
 
@@ -36,8 +36,8 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
 def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
     """Checks that frozen layers do not have random weights, unless `patterns` names them.
 
-    A frozen norm counts as random if all its variables still have their initial values: scale 1, offset 0 and, in a
-    batch norm, mean 0 and variance 1. Pretrained norms do not.
+    Random weights are recognised by frozen norms whose variables all have their initial values: scale 1, offset 0 and,
+    in a batch norm, mean 0 and variance 1. Pretrained norms have other values.
 
     Args:
         model: Detector, before `freeze_layers` runs. Only layers that the model froze itself, such as by `freeze_at`,
@@ -75,7 +75,7 @@ def _parts(model):
 
 
 def _matches(model, patterns):
-    """Returns all layers that match a pattern; of nested layers that match, only the outer one."""
+    """Returns the layers that match a pattern; layers inside a matching layer may be listed, too."""
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UserError(f"freeze is {patterns!r}: give a list of names, such as ['backbone'].")
     return [layer for pattern in patterns for layer in _matches_one(model, pattern)]

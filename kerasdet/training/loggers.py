@@ -137,7 +137,7 @@ class MLflowLogger(RunLogger):
         run_name: Name of the run. None: the name of OUT_DIR.
 
     Raises:
-        UserError: If MLflow is not installed, or cannot use `tracking_uri`.
+        UserError: If MLflow is not installed.
 
     Example:
         >>> train(..., callbacks=[MLflowLogger("http://mlflow:5000", experiment="cells")])
@@ -171,7 +171,8 @@ class MLflowLogger(RunLogger):
         except self._mlflow.exceptions.MlflowException as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"MLflowLogger cannot log to {self.tracking_uri or 'the default of MLflow'}: {reason}"
+                f"MLflowLogger cannot log to {self.tracking_uri or 'the default of MLflow'} ({reason}): check "
+                f"MLflowLogger.tracking_uri, or delete {self.out_dir / self.id_file} to log to a new run."
             ) from None
         return self._run_id
 
@@ -262,7 +263,7 @@ class WandbLogger(RunLogger):
             resume="allow",
             config=self._settings(),
         )
-        # A resumed run may repeat steps; wandb's own step counter does not accept these
+        # A resumed run may repeat steps, and wandb's own step counter rejects repeated steps
         self._run.define_metric("*", step_metric="step")
         return self._run.id
 

@@ -24,8 +24,8 @@ _WORKER_LOST = (
     tf.errors.CancelledError,
     tf.errors.InternalError,
 )
-# Workers must agree on the step after which they stop, and to agree they wait for their devices. Asking after each
-# step would leave the devices idle between steps. Asking every 5th step costs nothing measurable.
+# Workers must agree on the step after which they stop, and must wait for their devices to do so. After each step this
+# would leave the devices idle between steps. Every 5th step it costs nothing measurable.
 STOP_CHECK_INTERVAL = 5
 
 
@@ -36,7 +36,7 @@ class TrainingLoop(keras.callbacks.Callback):
 
     Args:
         model: Detector, compiled and restored.
-        folder: Folder of the checkpoints. None: this worker writes no files.
+        folder: Folder of the checkpoints. None: this worker writes no checkpoints.
         max_to_keep: Number of the latest checkpoints to keep on disk.
         throughput: Logs losses and speed.
         validator: Evaluates the model. None: the run has no validation.
@@ -81,7 +81,7 @@ class TrainingLoop(keras.callbacks.Callback):
         self.settings = settings
         self.completed_steps = completed_steps
         self.completed_images = completed_images
-        self.evaluated = {}  # numbers of the evaluation after the current step; empty if there was none
+        self.evaluated = {}  # metrics of the evaluation after the current step; empty if there was none
         self.stop_requested = False
         self.can_stop_now = False  # True while the checkpoint of the current step is already on the disk
 
@@ -135,7 +135,7 @@ class TrainingLoop(keras.callbacks.Callback):
             handle_sigterm(handler_before)
 
     def on_train_begin(self, logs: Mapping | None = None) -> None:
-        """Starts measuring the images per second.
+        """Calls `on_train_begin` of the user's callbacks, and starts to measure the images per second.
 
         Args:
             logs: Ignored.
@@ -153,7 +153,7 @@ class TrainingLoop(keras.callbacks.Callback):
         self.callbacks.batch_begin(self.completed_steps + batch + 1)
 
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
-        """Logs a step, saves and evaluates the model if due, and stops after SIGTERM.
+        """Logs a step, saves and evaluates the model and ends the epoch if due, and stops after SIGTERM.
 
         Args:
             batch: Index of the step in this process, from 0.
@@ -194,7 +194,7 @@ class TrainingLoop(keras.callbacks.Callback):
         self.can_stop_now = True
         if self.stop_requested:
             self._stop()
-        self.callbacks.begin(step - 1)  # the evaluation that the last process did not finish comes before training
+        self.callbacks.begin(step - 1)  # a resumed run makes up for an interrupted evaluation before it trains
         self.callbacks.test_begin()
         self.evaluated = self.validator(step)
         self.callbacks.test_end(self.evaluated)
@@ -217,7 +217,8 @@ def handle_sigterm(handler: Callable | int | None) -> Callable | int | None:
         handler: Function or constant to pass to `signal.signal`. None: nothing is installed.
 
     Returns:
-        The previous handler. None outside the main thread, where Python cannot install handlers.
+        The previous handler. None if nothing was installed, also outside the main thread, where Python allows no
+        handlers.
     """
     if handler is None or threading.current_thread() is not threading.main_thread():
         return None

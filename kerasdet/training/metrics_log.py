@@ -91,7 +91,7 @@ class ThroughputLogger:
         self.count, self.wait_before, self.start = 0, self.model.data_wait, time.perf_counter()
 
     def __call__(self, step: int, logs: Mapping) -> None:
-        """Counts a step, and logs the means if the interval is complete.
+        """Counts a step, and logs the means if the interval or the run is complete.
 
         Args:
             step: Number of completed steps.

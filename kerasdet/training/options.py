@@ -17,9 +17,10 @@ class Validation:
         data: Dataset to evaluate on.
         evaluate: Function ``evaluate(model, data)`` that returns an object with ``summary``, a dict of metrics by name.
             `kerasdet.evaluate` measures COCO AP. The losses on `data` are always measured as well.
-        every: Number of epochs between two evaluations. A run always evaluates after its last step.
-        monitor: Name of the metric that selects the best model, such as "AP50", "segm/AP" or "val_loss". None: the
-            first metric of the summary.
+        every: Number of epochs (see `Checkpointing`) between two evaluations. A run always evaluates after its last
+            step.
+        monitor: Name of the metric that selects the best model, such as "AP50", "segm/AP" or "val_loss". Lower is
+            better if the name ends in "loss", otherwise higher. None: the first metric of the summary.
         patience: Number of consecutive evaluations without improvement of `monitor` after which training stops. None:
             training never stops early.
 

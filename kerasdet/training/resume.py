@@ -79,8 +79,8 @@ def save_model(model: keras.Model, path: Path, state: dict | None = None) -> Non
     with replacing(path) as partial:
         for abandoned in path.parent.glob(".partial_*.keras"):
             abandoned.unlink()
-        # Keras 3.15.1 creates variables while it saves, which a strategy's scope would replicate. A new thread has no
-        # scope.
+        # Keras 3.15.1 creates variables while it saves, which a strategy's scope would replicate. A new thread is
+        # outside the scope.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(model.save, partial).result()
         if state is not None:
@@ -103,7 +103,7 @@ class Progress(NamedTuple):
 
 
 def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -> Progress:
-    """Loads the last checkpoint of a folder into a model, if there is one.
+    """Loads the latest checkpoint in a folder, if any, into a model.
 
     The new optimizer keeps its settings, including the learning rate. Only its number of iterations and its variables
     for each weight, such as momenta, are loaded from the checkpoint.
@@ -118,7 +118,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
         The progress of the run: 0 steps if the folder has no checkpoint.
 
     Raises:
-        UserError: If the file is damaged, or was saved from another model or optimizer.
+        UserError: If the file is damaged, or was saved from another model or optimizer, or with other classes.
     """
     saved = checkpoints(folder)
     if not saved:
@@ -152,7 +152,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
 
 
 def _check_class_names(path, model, elsewhere):
-    """Raises an error if the classes differ from those of the checkpoint: its weights would serve the wrong classes."""
+    """Raises an error if model and checkpoint have different classes: the weights would predict the wrong classes."""
     with zipfile.ZipFile(path) as archive:
         old = json.loads(archive.read("config.json"))["config"].get("class_names") or []
     new = list(getattr(model, "class_names", None) or [])
@@ -198,7 +198,8 @@ def _keeping_learning_rate(optimizer):
     """Prevents Keras from loading the learning rate with an optimizer's other variables inside the block.
 
     Keras 3.15.1 saves a constant rate as a variable after `iterations`, and a schedule not at all. Loading it would
-    replace the new rate by the old one, and shift all other variables if only one of the two rates is constant.
+    replace the new rate with the old one. If only one of the two rates is constant, it would also shift all other
+    variables.
     """
     inner = inner_optimizer(optimizer)
     others = [variable for variable in inner.variables if variable is not inner.learning_rate]
@@ -263,7 +264,7 @@ def _read_undamaged(path):
         with zipfile.ZipFile(path) as archive:
             missing = {_STATE, *_KERAS_FILES} - {*archive.namelist()}
             if damaged := min(missing, default=None) or archive.testzip():
-                raise zipfile.BadZipFile(f"its entry {damaged} is {'missing' if missing else 'not as it was written'}")
+                raise zipfile.BadZipFile(f"its entry {damaged} is {'missing' if missing else 'corrupt'}")
             return json.loads(archive.read(_STATE))
     except PermissionError:
         raise

@@ -18,13 +18,13 @@ from kerasdet.errors import UserError
 WARMUPS = ("linear", "constant")
 
 
-def _check_warmup(warmup_steps, warmup, warmup_factor, **rates):
-    check_numbers("The schedule", 0, **rates)
-    check_numbers("The schedule", 0, 1, warmup_factor=warmup_factor)
+def _check_warmup(owner, warmup_steps, warmup, warmup_factor, **rates):
+    check_numbers(owner, 0, **rates)
+    check_numbers(owner, 0, 1, warmup_factor=warmup_factor)
     if warmup not in WARMUPS:
-        raise UserError(f"warmup is {warmup!r}: choose one of {', '.join(map(repr, WARMUPS))}.")
+        raise UserError(f"{owner}.warmup is {warmup!r}: choose one of {', '.join(map(repr, WARMUPS))}.")
     if warmup_steps < 0:
-        raise UserError(f"warmup_steps is {warmup_steps}: expected 0 (no warmup) or more.")
+        raise UserError(f"{owner}.warmup_steps is {warmup_steps}: expected 0 (no warmup) or more.")
 
 
 def _warmup_scale(step, warmup_steps, warmup_factor, warmup):
@@ -46,7 +46,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
         warmup: "linear" increases the factor linearly to 1, "constant" keeps `warmup_factor` until the warmup ends.
 
     Raises:
-        UserError: If the milestones do not ascend, the warmup is unknown, or a rate is negative.
+        UserError: If the milestones do not ascend, the warmup is unknown, or another argument is out of range.
     """
 
     def __init__(
@@ -60,9 +60,11 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         if any(later <= earlier for earlier, later in pairwise(milestones)):
-            raise UserError(f"milestones are {list(milestones)}: expected ascending steps without repetitions.")
+            raise UserError(
+                f"WarmupMultiStep.milestones are {list(milestones)}: expected ascending steps without repetitions."
+            )
         check_positive("WarmupMultiStep", **{f"milestones[{i}]": step for i, step in enumerate(milestones)})
-        _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, gamma=gamma)
+        _check_warmup("WarmupMultiStep", warmup_steps, warmup, warmup_factor, base_lr=base_lr, gamma=gamma)
         self.base_lr = base_lr
         self.milestones = list(milestones)
         self.gamma = gamma
@@ -92,7 +94,7 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Multiplies a warmup factor by half a cosine over the whole training (detectron2's WarmupCosineLR).
+    """Decays along half a cosine over the whole training, times a warmup factor (detectron2's WarmupCosineLR).
 
     The cosine starts at step 0, not at the end of the warmup, so the highest rate is slightly below `base_lr`.
 
@@ -105,7 +107,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         final_lr: Learning rate at the bottom of the cosine.
 
     Raises:
-        UserError: If `total_steps` is not positive, the warmup is unknown, or a rate is negative.
+        UserError: If `total_steps` is not positive, the warmup is unknown, or another argument is out of range.
     """
 
     def __init__(
@@ -119,8 +121,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         if total_steps <= 0:
-            raise UserError(f"total_steps is {total_steps}: expected 1 or more.")
-        _check_warmup(warmup_steps, warmup, warmup_factor, base_lr=base_lr, final_lr=final_lr)
+            raise UserError(f"WarmupCosine.total_steps is {total_steps}: expected 1 or more.")
+        _check_warmup("WarmupCosine", warmup_steps, warmup, warmup_factor, base_lr=base_lr, final_lr=final_lr)
         self.base_lr = base_lr
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
@@ -177,11 +179,11 @@ class WarmupFlatCosine(keras.optimizers.schedules.LearningRateSchedule):
     ):
         super().__init__()
         flat = total_steps // 2 if flat_steps is None else flat_steps
-        _check_warmup(warmup_steps, "linear", warmup_factor, base_lr=base_lr, final_lr=final_lr)
+        _check_warmup("WarmupFlatCosine", warmup_steps, "linear", warmup_factor, base_lr=base_lr, final_lr=final_lr)
         if not 0 <= flat < total_steps:
             raise UserError(
-                f"flat_steps is {flat}, but total_steps is {total_steps}: expected a step from 0 to "
-                f"{total_steps - 1}, at which the cosine begins."
+                f"WarmupFlatCosine.flat_steps is {flat}, but total_steps is {total_steps}: expected 0 <= flat_steps < "
+                "total_steps, because the cosine begins at flat_steps and ends at total_steps."
             )
         self.base_lr = base_lr
         self.total_steps = total_steps

@@ -28,9 +28,9 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         ...     train(kerasdet.RetinaNet(num_classes=3), data, ...)
 
     Args:
-        name: "one_device"; "mirrored" for all GPUs of this machine, or for its logical CPU devices if it has no GPU;
-            "multi_worker" for the processes that the environment variable TF_CONFIG lists, each with all of its GPUs;
-            "tpu" for the TPU that TensorFlow's resolver finds.
+        name: "one_device" for the first GPU, or the CPU if there is no GPU; "mirrored" for all GPUs of this machine, or
+            for its logical CPU devices if it has no GPU; "multi_worker" for the processes that the environment variable
+            TF_CONFIG lists, each with all of its GPUs; "tpu" for the TPU that TensorFlow's resolver finds.
 
     Returns:
         The `tf.distribute` strategy.
@@ -129,8 +129,8 @@ def _addresses(text):
 def _bad_tf_config(text, fault):
     example = '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}'
     return UserError(
-        f"STRATEGY multi_worker finds the workers in the environment variable TF_CONFIG, which is {text!r} and "
-        f"{fault}: set it as in {example}, or start local workers with kerasdet train --workers N."
+        "STRATEGY multi_worker reads the workers from the environment variable TF_CONFIG, but its value "
+        f"{text!r} {fault}: set it as in {example}, or start local workers with kerasdet train --workers N."
     )
 
 

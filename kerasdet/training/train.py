@@ -86,7 +86,7 @@ def train(
         freeze: Names and patterns of layers to freeze (not to train), such as "backbone", "backbone/stem" and
             "backbone/c2_*"; see `kerasdet.training.freezing.freeze_layers`.
         validation: Data and rules of evaluation. None: the run has no validation.
-        checkpointing: How often checkpoints are written, and how many are kept. None: `Checkpointing()`.
+        checkpointing: Interval of checkpoints, and number of checkpoints to keep. None: `Checkpointing()`.
         step_options: Padding, micro-batches and compilation of a step. None: `StepOptions()`.
         callbacks: Keras callbacks, such as `keras.callbacks.CSVLogger`, `kerasdet.training.MLflowLogger` and
             `WandbLogger`. All training methods of the callbacks are called, and `on_test_begin` and `on_test_end`
@@ -95,7 +95,7 @@ def train(
             the evaluation; `params` holds ``out_dir``. Checkpoints do not save the state of callbacks. With several
             workers, only the first worker calls the callbacks.
         log_every: Number of steps between two lines of the log, which hold the means over these steps.
-        seed: Seed of the order of images and of the transforms.
+        seed: Seed of the order of images and of the transforms, from 0 to 2**32 - 1.
         config: Gin configuration of the run, saved as ``config.gin`` in `out_dir` when the run starts. None: nothing is
             saved.
 
@@ -103,12 +103,13 @@ def train(
         The trained model.
 
     Raises:
-        UserError: If an argument is of another kind, model and data do not fit, an option is invalid, frozen layers
+        UserError: If an argument is of the wrong type, model and data do not fit, an option is invalid, frozen layers
             have random weights, images cannot be divided evenly among replicas, another process trains in `out_dir`, or
-            `out_dir` holds the run of another model, of other classes or a damaged checkpoint.
+            `out_dir` holds a damaged checkpoint or the run of another model or of other classes.
         OSError: If `out_dir` cannot be written. Existing files stay intact.
         FloatingPointError: If the loss is not finite. The message contains iteration, losses and image ids; the weights
             are not changed.
+        RuntimeError: If another worker has ended.
         SystemExit: With code 143 after SIGTERM.
     """
     checkpointing, step_options = checkpointing or Checkpointing(), step_options or StepOptions()

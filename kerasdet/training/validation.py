@@ -57,7 +57,7 @@ class Validator:
             The metrics of the evaluation and the validation losses, by name.
 
         Raises:
-            UserError: If no metric has the name `monitor`.
+            UserError: If the evaluation has no metric with the name `Validation.monitor`.
         """
         before = self._history()
         with averaged_weights(self.model):
@@ -79,14 +79,14 @@ class Validator:
                     save_model(self.model, self.best)
             # Last, because a resumed run does not repeat evaluations that are in the log
             self.run_log.write(step, values)
-        gc.collect()  # the graphs of the data pipelines refer to themselves, and Python may let 100 MiB of them wait
+        gc.collect()  # data pipelines are reference cycles: up to 100 MiB could otherwise stay in memory
         if self.best is not None:
             shown = list(dict.fromkeys([self.monitor, *values]))[:3]
             log.info("step %d: %s", step, ", ".join(f"{name} {values.get(name, math.nan):.3f}" for name in shown))
             if not math.isfinite(values.get(self.monitor, math.nan)):
                 has_objects = any(len(record.boxes) for record in self.data.records)
-                reason = "" if has_objects else ", because the validation data has no objects"
-                log.warning("%s is not a number%s: best.keras stays as it is.", self.monitor, reason)
+                reason = "" if has_objects else ", because the validation data have no objects"
+                log.warning("%s is not a number%s: best.keras is not replaced.", self.monitor, reason)
         if self.should_stop():
             log.info("%s has not improved in %d evaluations: training stops.", self.monitor, self.patience)
             self.model.stop_training = True
@@ -99,7 +99,7 @@ class Validator:
             step: Number of completed steps.
 
         Returns:
-            False if the model must still be evaluated after this step.
+            True if the log contains one.
         """
         return any(line["step"] == step for line in self._evaluations())
 

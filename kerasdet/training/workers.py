@@ -32,7 +32,8 @@ def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
         num_gpus: Number of GPUs of this machine, which are divided among the workers. 0: all workers run on the CPU.
 
     Returns:
-        The exit code: 0, or that of the first worker that failed.
+        The exit code: 0 if no worker failed, otherwise the code of a failed worker. Codes of killed workers, 128 plus
+        the number of the signal, come first.
 
     Raises:
         UserError: If the machine has GPUs, but fewer than `count`.

@@ -158,7 +158,7 @@ def test_image_ids_restrict_the_evaluation():
     assert evaluate_coco(truth, results, image_ids=[1])["AP"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="image_ids is empty"):
         evaluate_coco(truth, results, image_ids=[])
-    with pytest.raises(ValueError, match="image_ids has 3, but the ground truth has no image of this id"):
+    with pytest.raises(ValueError, match="image_ids has 3, but the ground truth has no image with this id"):
         evaluate_coco(truth, results, image_ids=[1, 3])
 
 

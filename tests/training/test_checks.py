@@ -36,8 +36,8 @@ def dataset(tmp_path):
     [
         ([], "held.json has nothing to train on: its images have no objects. Use"),
         ([{"iscrowd": 1}, {"iscrowd": "true"}], r"its 2 objects are all crowds \(iscrowd 1\)"),
-        ([{"bbox": [2, 3, 0, 9]}], r"its images have no objects \(1 zero area boxes\)"),
-        ([{"bbox": [90, 3, 5, 9]}], r"its images have no objects \(1 outside boxes\)"),
+        ([{"bbox": [2, 3, 0, 9]}], r"its images have no objects \(dropped: 1 zero area boxes\)"),
+        ([{"bbox": [90, 3, 5, 9]}], r"its images have no objects \(dropped: 1 outside boxes\)"),
     ],
 )
 def test_data_without_objects_raise_and_say_why(dataset, annotations, message):

@@ -388,7 +388,7 @@ def test_nan_metric_warns_and_is_not_an_improvement(tmp_path, data, caplog):
         "steps": 4,
     }
     run(tmp_path, data, **arguments)
-    message = "AP is not a number, because the validation data has no objects: best.keras stays as it is."
+    message = "AP is not a number, because the validation data have no objects: best.keras is not replaced."
     assert message in caplog.messages
     assert [line["step"] for line in lines(tmp_path, evaluations=True)] == [1, 2]
     assert not (tmp_path / "best.keras").exists()

@@ -101,7 +101,7 @@ def tf_config(workers, index=0, **task):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (None, "None and lacks a cluster, or a task that is in the cluster"),
+        (None, "None lacks a cluster, or a task that is in the cluster"),
         ("{}", "lacks a cluster"),
         (tf_config(["a:1"], type="evaluator"), "lacks a cluster, or a task that is in the cluster"),
         (tf_config(["a:1"], index="x"), "lacks a cluster, or a task that is in the cluster"),
