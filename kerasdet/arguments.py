@@ -30,7 +30,7 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
     Args:
         owner: Name of the function or class that takes the arguments, for the error message.
         low: Smallest value allowed.
-        high: Largest value allowed.
+        high: Largest value allowed. Infinity: no limit.
         values: Values of the arguments by name. None is allowed: it turns an option off.
 
     Raises:

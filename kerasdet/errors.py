@@ -28,7 +28,7 @@ def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
         The imported module.
 
     Raises:
-        UserError: If the package is not installed.
+        UserError: If the package, or a package that it imports, is not installed.
 
     Example:
         >>> supervision = require_extra("supervision", "to_supervision", "supervision")

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Re-raises an OSError of the ``with`` block with a message that names the file and the cause.
+    """Replaces an OSError of the ``with`` block by one whose message names the file and the cause.
 
     Args:
         path: Path of the file that the block writes.
@@ -101,6 +101,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: If another process holds the lock.
+        OSError: If the lock file cannot be created in the folder.
     """
     import fcntl  # Windows does not have this module
 

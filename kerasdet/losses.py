@@ -1,8 +1,8 @@
 """Defines the losses of detectors as sums, which the caller divides by a normalizer such as the number of positives.
 
-The functions are pure. ``weights`` multiplies each element's loss before the sum: an anchor with weight 0 is left out.
-The classes hold the options of a loss, so that a model can take the loss as an argument. All box losses take the same
-arguments, so a gin file can replace one by another.
+The functions are pure. ``weights`` multiplies each element's loss before the sum; an anchor of weight 0 has no effect.
+The classes hold the options of a loss, so that a model can take the loss as an argument. The box losses
+(`SmoothL1Loss`, `IoULoss`, `GIoULoss`) take the same arguments, so a gin file can replace one by another.
 """
 
 import keras
@@ -23,14 +23,15 @@ def focal(
         logits: (..., K) class logits.
         targets: (..., K), 0 or 1.
         weights: Factor of each element's loss, broadcast against (..., K).
-        alpha: Weight of positives; negatives weigh 1 - alpha. If `alpha` is negative, all weights are 1.
+        alpha: Weight of positives, at most 1; negatives have the weight 1 - alpha. If `alpha` is negative, all weights
+            are 1.
         gamma: Exponent that reduces the loss of well-classified anchors; 0 gives plain cross entropy.
 
     Returns:
         The weighted sum, a scalar.
     """
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
-    # (1 - p_t) ** gamma, by logarithms because tf.pow has no finite gradient at 0
+    # (1 - p_t) ** gamma by way of the logarithm, because the gradient of tf.pow is not finite at 0
     loss = cross_entropy * tf.exp(gamma * tf.math.log_sigmoid(logits * (1 - 2 * targets)))
     if alpha >= 0:
         loss *= alpha * targets + (1 - alpha) * (1 - targets)
@@ -106,7 +107,7 @@ def iou(
         predictions: (..., 4) boxes yxyx in pixels.
         targets: (..., 4) boxes yxyx in pixels. A box is the target of the prediction at the same position.
         weights: (...), factor of each pair's loss.
-        linear: Whether the loss is 1 - IoU. If False it is -log(IoU), which is constant for IoUs below 1e-6.
+        linear: Whether the loss of a pair is 1 - IoU. If False it is -log(IoU), which is constant for IoUs below 1e-6.
 
     Returns:
         The weighted sum, a scalar.
@@ -163,7 +164,7 @@ def centerness(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor | float
 
     Args:
         logits: (...), predicted centerness before the sigmoid.
-        targets: (...) in [0, 1]. The loss of a perfect prediction is above 0 unless its target is 0 or 1.
+        targets: (...), centerness in [0, 1]. The loss of a perfect prediction is 0 only for targets of 0 and 1.
         weights: (...), factor of each element's loss.
 
     Returns:
@@ -177,7 +178,8 @@ class FocalLoss(ConfigFromInit):
     """Sums the sigmoid focal loss (https://arxiv.org/abs/1708.02002).
 
     Args:
-        alpha: Weight of positives; negatives weigh 1 - alpha. If `alpha` is negative, all weights are 1.
+        alpha: Weight of positives, at most 1; negatives have the weight 1 - alpha. If `alpha` is negative, all weights
+            are 1.
         gamma: Exponent that reduces the loss of well-classified anchors; 0 gives plain cross entropy.
         weight: Factor of the whole loss.
     """
@@ -275,7 +277,7 @@ class IoULoss(ConfigFromInit):
     """Sums -log(IoU) or 1 - IoU of decoded boxes (UnitBox, https://arxiv.org/abs/1608.01471).
 
     Args:
-        linear: Whether the loss is 1 - IoU. If False it is -log(IoU).
+        linear: Whether the loss of a box is 1 - IoU. If False it is -log(IoU), which is constant for IoUs below 1e-6.
         weight: Factor of the whole loss.
     """
 

@@ -25,7 +25,8 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
         The expanded path.
 
     Raises:
-        UserError: If `path` is not a local path but a number, None, an empty string or a URL.
+        UserError: If `path` is not a local path: another type, an empty string, a URL, a path with a null byte, or a
+            symbolic link that points to itself.
     """
     if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
         text = os.fspath(path)
@@ -44,8 +45,8 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
         except OSError as error:
             if error.errno == errno.ELOOP:  # in Python 3.12 and earlier `Path.resolve` raises a RuntimeError
                 raise UserError(
-                    f"{name} is {path}, a link that leads to itself: expected the path of a file or folder. Correct "
-                    "the link."
+                    f"{name} is {path}, a symbolic link that points to itself: expected the path of a file or "
+                    "folder. Correct the link."
                 ) from None
         return path
     is_number = isinstance(path, int | float) and not isinstance(path, bool)
@@ -84,7 +85,7 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
 
     Raises:
         UserError: If `path` is not a local path.
-        OSError: If the file cannot be written.
+        OSError: If `path` is a folder, or the file cannot be written.
     """
     path = expand(path, name)
     if path.is_dir():
@@ -138,7 +139,11 @@ def cache_home() -> Path:
     """Returns the folder of kerasdet's cache, which need not exist.
 
     Returns:
-        The folder in the environment variable KERASDET_HOME, or a folder in the user's cache folder.
+        The folder in the environment variable KERASDET_HOME. By default `kerasdet` in the user's cache folder:
+        ``~/Library/Caches`` on macOS, otherwise ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        UserError: If the variable does not hold a local path.
     """
     if given := os.environ.get("KERASDET_HOME"):
         return expand(given, "KERASDET_HOME")

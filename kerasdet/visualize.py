@@ -24,7 +24,9 @@ Rectangle = tuple[int, int, int, int]  # (top, left, bottom, right), integers
 
 
 def colour(class_id: int) -> Colour:
-    """Returns the colour of a class: a colour of the palette, then hues spread by the golden ratio.
+    """Returns the colour of a class.
+
+    The first classes get the colours of `PALETTE`. The hues of the other classes are spread by the golden ratio.
 
     Args:
         class_id: Class id from 0.
@@ -56,14 +58,14 @@ def draw_boxes(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        boxes: (N, 4) yxyx in pixels of the image.
+        boxes: (N, 4) yxyx in pixels of `image`, before enlargement by `scale`.
         labels: N names, one per box. None: no names.
         scores: (N,) scores, written after the names with two decimals. None: no scores.
         class_ids: (N,) int class ids, which select the colours. Boxes with class id -1 are padding and are not drawn.
             None: all boxes have the colour of class 0.
         masks: (N, H, W) bool, the masks of the objects. None: no masks.
-        keypoints: (N, J, 3) as (y, x, score or visibility), in pixels. A keypoint whose last value is at most 0 is not
-            drawn. None: no keypoints.
+        keypoints: (N, J, 3) as (y, x, score or visibility), in pixels of `image`. A keypoint whose last value is
+            at most 0 is not drawn. None: no keypoints.
         skeleton: Pairs of keypoint indices from 0. A line connects a pair if both keypoints are drawn.
         scale: Integer factor by which the image is enlarged before drawing, so that names on small images are legible.
 
@@ -112,7 +114,9 @@ def draw_boxes(
 
 
 def grid(images: Sequence[np.ndarray], columns: int, *, titles: Sequence[str] = ()) -> np.ndarray:
-    """Tiles images row by row on white; each is centred in a cell of the size of the largest image.
+    """Tiles images row by row on a white background.
+
+    Each image is centred in its cell. All cells have the largest height and the largest width of the images.
 
     Args:
         images: Images (H, W, 3) uint8 RGB of any sizes, at least one.
@@ -243,7 +247,11 @@ def _check_boxes(boxes, labels, scores, class_ids):
 
 
 def _check_rows(shape, **arrays):
-    """Checks one array, which is passed by its name; returns None if there is nothing to draw."""
+    """Checks the shape of one array, a keyword argument; None in `shape` stands for any length.
+
+    Returns:
+        The array, or None if there is nothing to draw.
+    """
     [(name, values)] = arrays.items()
     if values is None or not shape[0]:
         return None
@@ -284,7 +292,7 @@ def _draw_mask(picture, mask, fill):
 
 
 def _draw_frame(picture, box, fill, line):
-    """Draws a frame with a thin shadow; its outer edge is the box, rounded to pixels and clipped to the image."""
+    """Draws a frame with a thin shadow. Its outer edge is the box, rounded to pixels and clipped to the image."""
     top, left, bottom, right = _visible(box, picture.size)
     if top < bottom and left < right:
         draw = ImageDraw.Draw(picture, "RGBA")
@@ -348,7 +356,7 @@ def _smooth(picture, points, thickness, fill, stroke):
 
 
 def _draw_tags(picture, boxes, texts, fills):
-    """Draws name tags; the last box has the highest score, so its tag is placed first and drawn last."""
+    """Draws name tags. The last box has the highest score, so its tag is placed first and drawn last."""
     width, height = picture.size
     font = _font(min(max(13, round(max(width, height) / 48)), max(6, height // 2)))
     pad, tall = max(1, round(font.size / 5)), _text_height(font)

@@ -104,7 +104,7 @@ def test_device_may_be_written(tmp_path):
 
 def test_link_to_itself_raises(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UserError, match=r"^--json is .*loop/a\.json, a link that leads to itself"):
+    with pytest.raises(UserError, match=r"^--json is .*loop/a\.json, a symbolic link that points to itself"):
         prepare_files({"--json": tmp_path / "loop" / "a.json"}, {"--data": tmp_path / "loop"})
     with pytest.raises(OSError, match="it is a file or a broken link"):
         make_folder(tmp_path / "loop", "OUT_DIR")

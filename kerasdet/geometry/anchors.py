@@ -78,6 +78,7 @@ class AnchorGenerator(ConfigFromInit):
 
     Raises:
         ValueError: If `sizes`, `aspect_ratios` and `levels` have different lengths.
+        UserError: If a level has no sizes or aspect ratios, or one that is not above 0.
     """
 
     def __init__(
@@ -113,10 +114,10 @@ class AnchorGenerator(ConfigFromInit):
 
     @property
     def num_anchors(self) -> int:
-        """Number of anchors per cell, A, which is the same on all levels.
+        """A, number of anchors per cell, which is the same on all levels.
 
         Raises:
-            ValueError: If this number differs between levels, which share one head.
+            ValueError: If the levels have different numbers of anchors per cell; one head predicts for all levels.
         """
         counts = {len(s) * len(r) for s, r in zip(self.sizes, self.aspect_ratios, strict=True)}
         if len(counts) != 1:
@@ -148,8 +149,8 @@ class AnchorGenerator(ConfigFromInit):
         """Generates the anchors of all levels.
 
         Args:
-            grids: Maps level names to the (height, width) of the level's feature map in cells, Python or tensor
-                integers.
+            grids: Maps level names to the (height, width) of the level's feature map in cells, as ints or scalar
+                integer tensors.
             image_size: (height, width) of the padded network input in pixels.
 
         Returns:

@@ -17,7 +17,7 @@ import math
 
 import tensorflow as tf
 
-_EPSILON = 1e-7  # torchvision's; keeps quotients of empty boxes finite
+_EPSILON = 1e-7  # torchvision's value; avoids divisions by 0 for empty boxes
 
 
 def area(boxes: tf.Tensor) -> tf.Tensor:
@@ -53,7 +53,7 @@ def iou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
 
 
 def iof(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
-    """Computes the intersection over foreground (IoF) of every pair: the share of the first box inside the second.
+    """Computes the intersection over foreground (IoF) of every pair: the fraction of the first box inside the second.
 
     Args:
         boxes1: (..., N, 4) yxyx in pixels.

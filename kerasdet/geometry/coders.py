@@ -21,11 +21,13 @@ class DeltaCoder(ConfigFromInit):
     Args:
         weights: Factors by which (dy, dx, dh, dw) are multiplied; with larger weights the network predicts larger
             values.
-        max_log_scale: Upper bound of dh and dw in decoding. It prevents an overflow of the exponential function.
-        min_log_scale: Lower bound of dh and dw in decoding. mmdetection uses minus the upper bound. None: no bound.
+        max_log_scale: Upper bound of dh / weight and dw / weight in decoding, which keeps the exponential function from
+            overflowing. The default limits a side to 62.5 times the anchor's side.
+        min_log_scale: Lower bound of dh / weight and dw / weight in decoding. mmdetection uses ``-max_log_scale``.
+            None: no bound.
 
     Raises:
-        UserError: If `weights` does not hold four numbers.
+        UserError: If `weights` does not hold four numbers above 0.
     """
 
     def __init__(
@@ -86,9 +88,9 @@ def _center_size(boxes):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DistanceCoder(ConfigFromInit):
-    """Converts between boxes and the distances (t, l, b, r) of points (FCOS, https://arxiv.org/abs/1904.01355).
+    """Converts between boxes and distances (t, l, b, r) from points to box sides (FCOS, arXiv 1904.01355).
 
-    A point is given as a square: its centre is the point, its side is the stride of the pyramid level in pixels.
+    A point is given as a square: its centre is the point, and its side is the stride of the pyramid level in pixels.
 
     Args:
         normalize: Whether distances are in strides of the level. If False they are in pixels.
@@ -157,10 +159,10 @@ def centerness(distances: tf.Tensor) -> tf.Tensor:
     """Computes the centerness of points in their boxes (FCOS, https://arxiv.org/abs/1904.01355).
 
     Args:
-        distances: (..., 4) as (t, l, b, r), from the point to the sides of the box, in any unit.
+        distances: (..., 4) as (t, l, b, r), from a point inside the box to the sides, in any unit.
 
     Returns:
-        The centerness, (...): 1 at the centre of the box and 0 on its sides.
+        The centerness, (...): 1 at the centre of the box and 0 on its sides; NaN for points outside the box.
     """
     before, after = tf.split(distances, 2, -1)  # (..., 2)
     return tf.sqrt(tf.reduce_prod(tf.minimum(before, after) / tf.maximum(before, after), -1))

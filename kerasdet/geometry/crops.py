@@ -1,17 +1,17 @@
 """Transforms crops of masks, so that masks follow the augmentation of an image.
 
 A crop (S, S) is the part of a mask inside its object's box, resized to S x S cells; see `kerasdet.geometry.masks`.
-Cropping averages over the area of the old cells and loses only resolution: a crop to half of the box has S / 2 cells of
-detail per side. An affine map samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares the results
-with transformed full-size masks of COCO objects of at least 8 pixels. After a crop to a quarter of the box, the mean
-IoU is 0.999 and the lowest 0.991. After a rotation by 10 degrees, which also blurs the full-size mask, the mean IoU is
-0.988 and the lowest 0.951; the border moves by less than half a pixel.
+`recrop` averages over the area of the old cells and loses only resolution: after a crop to half of the box, a mask has
+the detail of S / 2 cells per side. `warp` samples the old cells bilinearly. ``tests/geometry/test_crops.py`` compares
+the results with transformed full-size masks of COCO objects of at least 8 pixels. After a crop to a quarter of the box,
+the mean IoU is 0.999 and the lowest 0.991. After a rotation by 10 degrees, which also blurs the full-size mask, the
+mean IoU is 0.988 and the lowest 0.951; the border moves by less than half a pixel.
 """
 
 import tensorflow as tf
 
 _FULL = 255.0  # value of a cell that the object covers
-_TOUCHED = 51  # a fifth of 255: `tight_boxes` takes cells up to this value as empty
+_TOUCHED = 51  # a fifth of 255; `tight_boxes` and `affine_boxes` treat cells up to this value as empty
 
 
 def recrop(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor) -> tf.Tensor:
@@ -45,7 +45,9 @@ def _overlaps(boxes, new_boxes, axis, size):
 
 
 def tight_boxes(masks: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """Finds the tight boxes of masks. Sides that the mask touches are kept exactly; other sides are exact to one cell.
+    """Finds the tight boxes of masks. Sides that the mask touches stay unchanged; other sides are exact to one cell.
+
+    A cell counts as empty if the object covers at most a fifth of it.
 
     Args:
         masks: (M, S, S) uint8, each object's mask cropped to its box: the covered fraction of each of S x S cells,
@@ -86,6 +88,8 @@ def areas(masks: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
 def affine_boxes(masks: tf.Tensor, boxes: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     """Finds the tight boxes of masks after an affine map.
 
+    A cell counts as empty if the object covers at most a fifth of it.
+
     Args:
         masks: (M, S, S) uint8, each object's mask cropped to its box: the covered fraction of each of S x S cells,
             times 255.
@@ -120,7 +124,7 @@ def warp(masks: tf.Tensor, boxes: tf.Tensor, new_boxes: tf.Tensor, inverse: tf.T
             times 255.
         boxes: (M, 4) yxyx in pixels, the boxes that the crops cover.
         new_boxes: (M, 4) yxyx in pixels, the boxes of the objects after the map.
-        inverse: (2, 3), the inverse map: maps (y, x, 1) after the affine map to (y, x) before the map, in continuous
+        inverse: (2, 3), the inverse of the affine map: it maps the new (y, x, 1) to the old (y, x), in continuous
             pixels.
 
     Returns:

@@ -20,11 +20,11 @@ class DefaultBoxes(ConfigFromInit):
     scale, and two boxes for each aspect ratio. The defaults are those of SSD300.
 
     Args:
-        scales: Side of the square of each level, as a fraction of the image's side, finest level first; one additional
-            last entry is the next scale of the coarsest level.
-        aspect_ratios: For each level the ratios of the long to the short side; each ratio gives a wide and a tall box.
+        scales: Side of the square of each level, as a fraction of the image's side, finest level first. One more entry
+            at the end serves as the next scale of the coarsest level.
+        aspect_ratios: For each level, the ratios of the long to the short side; each ratio gives a wide and a tall box.
         levels: Names of the levels, finest first.
-        strides: Distance of neighbouring cells of each level, in pixels. None: the cells divide the image evenly.
+        strides: Distance between neighbouring cells of each level, in pixels. None: the cells divide the image evenly.
 
     Raises:
         UserError: If the numbers of scales, aspect ratios and strides do not match the number of levels.
@@ -65,7 +65,7 @@ class DefaultBoxes(ConfigFromInit):
             level: Name of the pyramid level, such as "p3".
 
         Returns:
-            The sizes, (A, 2) float32: heights and widths as fractions of the image's height and width.
+            The sizes, (A, 2) float32: heights and widths as fractions of the image's height and width, at most 1.
         """
         index = self.levels.index(level)
         scale, between = self.scales[index], (self.scales[index] * self.scales[index + 1]) ** 0.5
@@ -79,8 +79,8 @@ class DefaultBoxes(ConfigFromInit):
         """Generates the default boxes of all levels.
 
         Args:
-            grids: Maps level names to the (height, width) of the level's feature map in cells, Python or tensor
-                integers.
+            grids: Maps level names to the (height, width) of the level's feature map in cells, as ints or scalar
+                integer tensors.
             image_size: (height, width) of the padded network input in pixels.
 
         Returns:
@@ -110,10 +110,9 @@ class SSDMatcher(ConfigFromInit):
     least `foreground_iou`.
 
     Args:
-        foreground_iou: Boxes whose highest IoU with an object is at least this are positive, all others are negative.
-            In [0, 1].
-        ignore_crowd_iof: Boxes with more than this fraction of their area inside a crowd are ignored. None: crowds are
-            background.
+        foreground_iou: Boxes whose highest IoU with an object is at least this are positive. In [0, 1].
+        ignore_crowd_iof: Boxes with more than this fraction of their area inside a crowd are ignored. None: crowds have
+            no effect, so boxes inside them are negative.
     """
 
     def __init__(self, foreground_iou: float = 0.5, ignore_crowd_iof: float | None = None):
@@ -130,7 +129,7 @@ class SSDMatcher(ConfigFromInit):
         Returns:
             The matches, (B, R) int32: an index into the image's ground truth, `NEGATIVE` (-1) or `IGNORE` (-2).
         """
-        valid = tf.pad(valid_gt_mask(batch), [[0, 0], [0, 1]])  # one row that matches nothing, so that M may be 0
+        valid = tf.pad(valid_gt_mask(batch), [[0, 0], [0, 1]])  # one object that matches nothing, so that M may be 0
         gt_boxes = tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]])
         overlap = tf.where(valid[:, None], box_ops.iou(anchors, gt_boxes), -1.0)  # (B, R, M + 1)
         best_gt = tf.argmax(overlap, -1, output_type=tf.int32)  # (B, R)

@@ -17,7 +17,8 @@ _IOU_EPSILON = 1e-7
 class DynamicSoftLabelAssigner(ConfigFromInit):
     """Matches objects to the points whose predictions fit them best (RTMDet, https://arxiv.org/abs/2212.07784).
 
-    Only points inside a ground-truth box can be matched. The cost of a point for an object is the sum of three terms:
+    Only points inside a ground-truth box (of any object) can be matched. The cost of matching a point to an object is
+    the sum of three terms:
 
     * a quality focal loss whose target is the IoU of the predicted box with the object,
     * ``-iou_weight * log(IoU)``,
@@ -64,7 +65,8 @@ class DynamicSoftLabelAssigner(ConfigFromInit):
                 side.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). With
                 `padded_size_divisor` also ``image_size`` (B, 2), heights and widths without padding, in pixels.
-            centers: (B, M, 2) centres (y, x) of the objects in pixels; None: the centres of the ground-truth boxes.
+            centers: (B, M, 2) as (y, x) in pixels, the centres of the objects. None: the centres of the ground-truth
+                boxes.
 
         Returns:
             Two tensors: the matches, (B, R) int32, indices into the image's ground truth, `NEGATIVE` (-1) or `IGNORE`
@@ -128,7 +130,7 @@ def _class_cost(logits, class_ids, overlap):
 
 
 def _owners(wanted, cost):
-    """Returns the index of each point's object (B, R), the one with the lowest cost of several, or NEGATIVE."""
+    """Returns the index of each point's object, (B, R): of several, the one with the lowest cost; NEGATIVE for none."""
     takers = tf.reduce_sum(tf.cast(wanted, tf.int32), -1)  # (B, R)
     only = tf.argmax(wanted, -1, output_type=tf.int32)
     cheapest = tf.argmin(cost, -1, output_type=tf.int32)

@@ -109,7 +109,9 @@ def flip_left_right(keypoints: tf.Tensor, width: tf.Tensor, order: Sequence[int]
 
 
 def flip_up_down(keypoints: tf.Tensor, height: tf.Tensor, order: Sequence[int] | tf.Tensor) -> tf.Tensor:
-    """Flips keypoints vertically, together with their image, and swaps left and right keypoints, as every flip does.
+    """Flips keypoints vertically, together with their image, and swaps left and right keypoints.
+
+    A vertical flip also mirrors the object, so its left and right change places.
 
     Args:
         keypoints: (..., J, 3) as (y, x, visibility), in pixels.
@@ -138,8 +140,8 @@ def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tu
         size: Height and width of the heatmaps in cells.
 
     Returns:
-        Two tensors (..., J). The first is the index of each keypoint's cell, int32, counted row by row; 0 if the second
-        is False. The second is bool: whether the keypoint is labelled and inside the region.
+        Two tensors (..., J). The first, int32, is the index of each keypoint's cell, counted row by row; 0 where the
+        second is False. The second, bool, tells whether the keypoint is labelled and inside the region.
     """
     low, high = tf.expand_dims(rois[..., :2], -2), tf.expand_dims(rois[..., 2:], -2)  # (..., 1, 2)
     places = keypoints[..., :2]

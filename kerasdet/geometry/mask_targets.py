@@ -5,7 +5,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 
 _FULL = 255.0  # value of a crop's cell that the object covers
-# Half, minus the rounding of crops: a pixel that is covered exactly by half belongs to the object.
+# Half of 255, minus the rounding error of crops: a pixel that is exactly half covered belongs to the object.
 _THRESHOLD = _FULL / 2 - 0.5
 
 
@@ -14,8 +14,7 @@ def sample_crops(
 ) -> tf.Tensor:
     """Samples masks on a coarse grid of pixels: tells for each sampled pixel whether it belongs to the object.
 
-    The grid consists of every `stride`-th row and column of the image, starting in the middle of the first `stride`
-    pixels.
+    The grid consists of every `stride`-th row and column of the image, starting with row and column ``stride // 2``.
 
     Args:
         crops: (B, M, S, S) uint8, the covered fraction of each cell of an object's box times 255, from
@@ -23,7 +22,7 @@ def sample_crops(
         boxes: (B, M, 4) yxyx in pixels, the boxes of the objects.
         height: Number of rows of the grid.
         width: Number of columns of the grid.
-        stride: Distance of neighbouring rows and columns of the grid, in pixels of the image.
+        stride: Distance between neighbouring rows and columns of the grid, in pixels of the image.
 
     Returns:
         The sampled masks, (B, M, height, width) bool.
@@ -81,6 +80,6 @@ def checked_crops(masks: tf.Tensor) -> tf.Tensor:
     if masks.dtype != tf.uint8:
         raise UserError(
             f"batch['masks'] has type {masks.dtype.name}: expected bool, or uint8 with the covered fraction of each "
-            "cell times 255."
+            "cell times 255. Convert the masks to one of these types."
         )
     return masks

@@ -15,14 +15,14 @@ A convention is the source framework whose mask targets or mask pasting is repro
 import tensorflow as tf
 
 CROP_SIZE = 112
-CONVENTIONS = ("detectron2", "torchvision")  # of masks inside boxes
+CONVENTIONS = ("detectron2", "torchvision")  # for masks inside boxes
 PASTING_CONVENTIONS = (*CONVENTIONS, "mmdet")
 _FULL = 255.0  # value of a crop's cell that the object covers
 _FAR = 1e6  # pixels; outside every image
 # Targets of exactly 0.5 are common, since boxes often lie on the pixel grid. Crops are rounded by up to 1 / 510, which
 # must not move such a target below the threshold.
 _TARGET_THRESHOLD = 0.5 - 1 / 510
-_UPSAMPLING = 8  # of RTMDet-Ins' masks before they are resized to the image
+_UPSAMPLING = 8  # factor by which mmdetection enlarges the masks of RTMDet-Ins before it resizes them to the image
 
 
 def crops_from_runs(
@@ -103,8 +103,9 @@ def crop_masks_for_rois(
         matched_gt: (B, P) int32, the index of each region's object; the target for a negative index is 0.
         size: Height and width of the targets in cells.
         convention: "detectron2" rounds targets to 0 or 1, "torchvision" keeps fractions.
-        image_size: (B, 2), height and width of each image in pixels; outside the image, the outermost pixels are
-            repeated, as in the source frameworks. None: masks are 0 outside the image.
+        image_size: (B, 2), height and width of each image in pixels. Outside the image, the outermost pixels are
+            repeated, as in the source frameworks. None: they are repeated at the top and left only; beyond the bottom
+            and right, masks are 0.
 
     Returns:
         The targets, (B, P, size, size) float32 in [0, 1].
@@ -178,8 +179,9 @@ def paste_masks(
     A box with a non-finite coordinate gives an empty mask.
 
     Args:
-        mask_probs: (D, S, S): for each cell of an object's box, the probability that it shows the object, in [0, 1].
-        boxes: (D, 4) yxyx in pixels of the image.
+        mask_probs: (D, S, S), or (D, h, w) for "mmdet": for each cell of the box, the probability that it shows the
+            object, in [0, 1].
+        boxes: (D, 4) yxyx in pixels of the image, the boxes that the masks cover.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         convention: Source framework whose pasting is reproduced: "detectron2", "torchvision" or "mmdet".
@@ -238,7 +240,7 @@ def _paste_mmdet(probs, boxes, image_size, threshold):
 
     def paste(inputs):
         mask, box = inputs
-        # mmdetection takes the factor of the width for the rows, and the reverse
+        # mmdetection swaps the scale factors: it resizes rows by the factor of the width, columns by that of the height
         rows = _mmdet_weights(tf.shape(mask)[0], box[2], width, height)  # (H, S)
         columns = _mmdet_weights(tf.shape(mask)[1], box[3], height, width)  # (W, S)
         logits = tf.math.log(mask) - tf.math.log1p(-mask)
@@ -266,16 +268,17 @@ def _mmdet_weights(cells, extent, other_length, length):
     second = tf.minimum(first + 1, canvas - 1)
     share = (position - tf.floor(position))[:, tf.newaxis]
     weights = tf.gather(fine, first) * (1 - share) + tf.gather(fine, second) * share
-    # Pixels beyond the mask, whose size mmdetection gets wrong by rounding, do not belong to the object: their logit is
-    # 0, which is above no threshold from 0.5
+    # By rounding, mmdetection may make the mask smaller than the image. Pixels beyond the mask get a logit of 0, which
+    # is not above the logit of any threshold of 0.5 or more, so they do not belong to the object.
     return tf.where(tf.range(length)[:, tf.newaxis] < pixels, weights, 0.0)
 
 
 def mmdet_pixels(canvas: tf.Tensor, extent: tf.Tensor, other_length: tf.Tensor) -> tf.Tensor:
     """Computes the number of pixels to which mmdetection resizes a mask: the float64 ``ceil(canvas * (1 / factor))``.
 
-    The factor is that of the other axis: resized length divided by length. It is recovered from `extent`, which is
-    ``canvas / factor`` in float32. Other extents, which do not come from mmdetection's resizing, are rounded up.
+    The factor is the resized length divided by the original length of the other axis, because mmdetection swaps the
+    factors of the axes. It is recovered from `extent`, which is ``canvas / factor`` in float32. An extent that no such
+    factor gives is rounded up.
 
     Args:
         canvas: Length of the upsampled mask along the axis, in pixels of the network's input, float64.

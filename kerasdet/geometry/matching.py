@@ -20,7 +20,7 @@ IGNORE = -2
 
 LOW_QUALITY_OWNERS = ("best", "forcing")
 
-# Ground-truth rows compared with all points at once. Larger chunks need more memory, smaller ones more loop steps;
+# Number of objects compared with all points at once. Larger chunks need more memory, smaller ones more loop steps;
 # 8 keeps the temporaries of an 800x1344 image (22,000 points) under 20 MB and costs no time against one pass.
 _CHUNK = 8
 _NO_AREA = 1e8  # in square pixels; no box is larger
@@ -48,7 +48,8 @@ def match_iou(
         background_iou: Anchors whose highest IoU is below this are negative; anchors between the two thresholds are
             ignored.
         allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if that
-            is low. If no anchor touches an object, all anchors tie at an IoU of 0 and become positive.
+            is low. If no anchor touches an object, all anchors tie at an IoU of 0 and become positive, unless
+            `min_low_quality_iou` is above 0.
         low_quality_owner: Object to which `allow_low_quality_matches` matches an anchor. "best": the object with which
             the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better anchor;
             of several such objects, the last one (mmdetection).
@@ -65,7 +66,7 @@ def match_iou(
     """
     if low_quality_owner not in LOW_QUALITY_OWNERS:
         raise UserError(f"low_quality_owner of match_iou is {low_quality_owner!r}: choose 'best' or 'forcing'.")
-    gt_boxes = tf.pad(gt_boxes, [[0, 0], [0, 1], [0, 0]])  # one row that matches nothing, so that M may be 0
+    gt_boxes = tf.pad(gt_boxes, [[0, 0], [0, 1], [0, 0]])  # one object that matches nothing, so that M may be 0
     gt_valid = tf.pad(gt_valid, [[0, 0], [0, 1]])
     overlap = box_ops.iou(anchors, gt_boxes)  # (B, R, M + 1)
     takes_part = gt_valid[:, None, :] if ignored is None else gt_valid[:, None, :] & ~ignored[:, :, None]
@@ -139,7 +140,7 @@ def match_fcos(
         own = tf.where(fits, from_area - box_ops.area(boxes), from_area - _NO_AREA)  # (B, R, c)
         best = tf.reduce_max(own, -1)
         index = start + tf.argmax(own, -1, output_type=tf.int32)
-        better = best > quality  # the first of two that tie wins
+        better = best > quality  # of objects that tie, the first wins
         return tf.where(better, best, quality), tf.where(better, index, matched)
 
     size = [tf.shape(gt_boxes)[0], tf.shape(squares)[0]]
@@ -149,7 +150,7 @@ def match_fcos(
 
 
 def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min_iof: float) -> tf.Tensor:
-    """Marks the anchors that lie in regions to ignore, such as crowds (mmdetection's ``ignore_iof_thr``).
+    """Marks the anchors that lie in given regions, such as crowds (mmdetection's ``ignore_iof_thr``).
 
     Args:
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
@@ -194,11 +195,11 @@ def outside_padded_size(anchors: tf.Tensor, image_size: tf.Tensor, divisor: int)
         divisor: An image that is alone in its batch is padded to multiples of this number of pixels.
 
     Returns:
-        A mask, (B, R) bool, true if an anchor's centre lies outside the image size rounded up to multiples of
-        `divisor`.
+        A mask, (B, R) bool, true if an anchor's centre lies on or beyond the bottom or right border of the image size
+        rounded up to multiples of `divisor`.
     """
     limit = tf.cast(-(-image_size // divisor) * divisor, anchors.dtype)[:, None]  # (B, 1, 2)
-    # Centres lie on a grid of half pixels or more. Computed from corners, one on the limit may come out below it.
+    # Centres are multiples of half a pixel. The margin of 0.25 covers the rounding error of a centre on the limit.
     return tf.reduce_any(box_ops.centers(anchors) > limit - 0.25, -1)
 
 
@@ -264,11 +265,12 @@ class IoUMatcher(ConfigFromInit):
         min_low_quality_iou: Objects whose highest IoU with an anchor is below this get no low-quality match
             (mmdetection's ``min_pos_iou``). In [0, 1].
         padded_size_divisor: Anchors whose centre lies outside the image's own size, rounded up to a multiple of this
-            many pixels, are ignored (mmdetection). The anchors of an image then do not depend on the batch. None:
-            anchors in the padding are trained, too (torchvision, detectron2).
+            many pixels, are ignored (mmdetection). The matches of an image then do not depend on the batch. None:
+            anchors in the padding are matched, too (torchvision, detectron2).
 
     Raises:
-        UserError: If `low_quality_owner` is unknown.
+        UserError: If `low_quality_owner` is unknown, a threshold is outside [0, 1], or `background_iou` is above
+            `foreground_iou`.
     """
 
     def __init__(
@@ -307,7 +309,7 @@ class IoUMatcher(ConfigFromInit):
         """
         valid = valid_gt_mask(batch)
         ignored = ignore_mask(anchors, batch, self.ignore_crowd_iof)
-        if ignored is not None:  # without an object, every anchor is background in mmdetection
+        if ignored is not None:  # in mmdetection, every anchor of an image without objects to train on is background
             ignored &= tf.reduce_any(valid, 1, keepdims=True)
         if self.padded_size_divisor is not None:
             outside = outside_padded_size(anchors, batch["image_size"], self.padded_size_divisor)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # scoring files of detections needs no TensorFlow
 
 
 def runs_from_segmentation(segmentation: Sequence | Mapping, height: int, width: int) -> np.ndarray:
-    """Converts a COCO segmentation to run lengths of exactly the mask that pycocotools creates from it.
+    """Converts a COCO segmentation to run lengths, for exactly the mask that pycocotools makes of it.
 
     Args:
         segmentation: Polygons [[x, y, ...], ...] in pixels, or RLE {"size", "counts"}, compressed or not. Polygons with
@@ -22,12 +22,12 @@ def runs_from_segmentation(segmentation: Sequence | Mapping, height: int, width:
         width: Width of the image in pixels.
 
     Returns:
-        The run lengths, (R,) int32: lengths of alternating runs outside and inside the mask, column by column; empty if
-        the mask covers no pixel.
+        The run lengths, (R,) int32: lengths of alternating runs outside and inside the mask, column by column, starting
+        outside; empty if the mask covers no pixel.
 
     Raises:
-        ValueError: If the segmentation is invalid. The message begins with "has"; callers put the file and the
-            annotation before it.
+        ValueError: If the segmentation is invalid. The message begins with "has"; callers prepend the file and the
+            annotation.
     """
     if isinstance(segmentation, Mapping):
         runs = _rle_runs(segmentation, height, width)
@@ -75,8 +75,9 @@ def _rle_runs(segmentation, height, width):
 def _uncompressed(counts: bytes) -> np.ndarray:
     """Decodes COCO's compressed RLE to run lengths (R,); returns [-1] if the bytes are invalid.
 
-    Each character minus "0" has six bits: five bits of a number, low bits first, and one bit that is set if further
-    characters of the number follow. From the third run on, a number is the difference to the run two places before.
+    The code of each character minus that of "0" has six bits: five bits of a number, low bits first, and one bit that
+    is set if further characters of the number follow. From the fourth run on, a number is the difference to the run two
+    places before.
     """
     characters = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     last = (characters & 32) == 0

@@ -49,17 +49,18 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class BalancedSampler(ConfigFromInit):
-    """Samples a fixed number of candidates per image, at most a fraction of them positive (Fast R-CNN, section 2.3).
+    """Samples candidates of each image, of which at most a given fraction is positive (Fast R-CNN, section 2.3).
 
     Candidates are the anchors of an RPN or the proposals of an R-CNN.
 
     Args:
         samples_per_image: Maximum number of candidates per image to train on.
-        positive_fraction: Largest fraction of positives among the sampled candidates, in (0, 1]; negatives fill the
-            rest.
+        positive_fraction: Largest fraction of `samples_per_image` that positives may take, in (0, 1]. Negatives fill
+            the rest.
 
     Raises:
-        ValueError: If `samples_per_image` times `positive_fraction` is below 1, so that no positive would be sampled.
+        ValueError: If `samples_per_image` is not a positive integer, `positive_fraction` is outside [0, 1], or their
+            product is below 1, so that no positive would be sampled.
     """
 
     def __init__(self, samples_per_image: int = 256, positive_fraction: float = 0.5):
@@ -67,8 +68,9 @@ class BalancedSampler(ConfigFromInit):
         check_positive("BalancedSampler", samples_per_image=samples_per_image)
         if int(samples_per_image * positive_fraction) < 1:
             raise ValueError(
-                f"samples_per_image={samples_per_image} with positive_fraction={positive_fraction} leaves no room "
-                "for positives: increase samples_per_image or positive_fraction, so that their product is 1 or more."
+                f"BalancedSampler: samples_per_image={samples_per_image} with positive_fraction={positive_fraction} "
+                "leaves no room for positives: increase samples_per_image or positive_fraction, so that their product "
+                "is 1 or more."
             )
         self.samples_per_image = samples_per_image
         self.positive_fraction = positive_fraction
@@ -82,8 +84,8 @@ class BalancedSampler(ConfigFromInit):
         """Samples the candidates of each image to train on.
 
         Args:
-            matched_gt: (B, R) int32 from a matcher: the index of each anchor's object, negative for anchors without an
-                object. Candidates marked `IGNORE` are never sampled.
+            matched_gt: (B, R) int32 from a matcher: the index of each candidate's object, negative for candidates
+                without an object. Candidates marked `IGNORE` are never sampled.
             priority: (B, R) float from `sampling_priority`. The positives and the negatives with the highest priorities
                 are sampled.
 

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import tensorflow as tf
 
-# Means and standard deviations of the images that backbones take, RGB on a scale of 0..255
+# Pixel statistics by which the input of backbones is normalised, RGB on a scale of 0..255
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -80,7 +80,7 @@ class Backbone(Protocol):
 
         Args:
             images: (B, H, W, 3) float, normalised; H and W need not be multiples of a stride.
-            training: Whether norms and other layers run in training mode.
+            training: Whether batch norms, dropout and other layers run in training mode.
 
         Returns:
             Feature maps (B, h, w, C) by name, where C is ``channels[name]``, and h and w are H and W divided by

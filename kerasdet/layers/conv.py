@@ -7,8 +7,8 @@ import tensorflow as tf
 class ConvNorm(keras.layers.Layer):
     """Applies a convolution padded like PyTorch's, then a norm, then an activation.
 
-    TensorFlow's "SAME" padding puts the odd pixel at the bottom right. With a stride of 2, its windows are one pixel
-    off those of the source frameworks. This layer pads all four sides by ``dilation * (kernel_size - 1) / 2`` pixels.
+    TensorFlow's "SAME" padding adds an odd pixel at the bottom right. With a stride of 2, its windows are one pixel
+    off those of the source frameworks. This layer pads all four sides by ``dilation * (kernel_size - 1) / 2`` cells.
 
     Args:
         filters: Number of output channels.
@@ -21,8 +21,8 @@ class ConvNorm(keras.layers.Layer):
         norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
         activation: Name of a Keras activation, or a function. None for no activation.
         use_bias: Whether the convolution has a bias. None adds a bias only if `norm` is None.
-        kernel_initializer: Keras initializer of the kernel. None is He's normal initializer over the outputs
-            (``VarianceScaling(2, "fan_out")``), like PyTorch's ResNets.
+        kernel_initializer: Keras initializer of the kernel. None: ``VarianceScaling(2, "fan_out")``, He's normal
+            initializer as in PyTorch's ResNets.
         bias_initializer: Keras initializer of the bias.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -84,7 +84,7 @@ class ConvNorm(keras.layers.Layer):
             training: Whether the norm uses the statistics of the batch.
 
         Returns:
-            Features (B, ceil(H / strides), ceil(W / strides), filters).
+            Features (B, ceil(H / strides), ceil(W / strides), filters); smaller if `padded` is False.
         """
         x = x[:, :: self.slice_step, :: self.slice_step] if self.slice_step > 1 else x
         x = self.conv(x if self.pad is None else self.pad(x))

@@ -10,17 +10,17 @@ from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm, DepthwiseConvNorm
 from kerasdet.layers.norm import make_norm
 
-_BLOCKS = (3, 6, 6, 3)  # of the stages c2 to c5 at a deepen_factor of 1
-_CHANNELS = 64  # of the stem at a widen_factor of 1; each stage doubles them
+_BLOCKS = (3, 6, 6, 3)  # blocks of the stages c2 to c5 at a deepen_factor of 1
+_CHANNELS = 64  # channels of the stem at a widen_factor of 1; each stage doubles them
 
 
 def conv_norm_silu(filters: int, kernel_size: int, norm: str | None, norm_epsilon: float, **kwargs) -> ConvNorm:
-    """Makes a convolution followed by a norm and a SiLU, initialised like PyTorch's convolutions.
+    """Makes a convolution that is followed by a norm and a SiLU, and initialised like PyTorch's convolutions.
 
     Args:
         filters: Number of output channels.
         kernel_size: Height and width of the kernel in cells; odd.
-        norm: Name of the norms, one of `kerasdet.layers.norm.NORMS`, or None for no norms.
+        norm: Name of the norm, one of `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norm adds to variances.
         **kwargs: Arguments of `ConvNorm`.
 
@@ -39,7 +39,7 @@ def conv_norm_silu(filters: int, kernel_size: int, norm: str | None, norm_epsilo
 
 
 def _torch_uniform():
-    """Returns a new initializer, uniform within 1 / sqrt(fan in): layers must not share an initializer object."""
+    """Returns a new initializer, uniform in +-1 / sqrt(fan-in): layers must not share an initializer object."""
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
 
 
@@ -47,7 +47,7 @@ class CSPNeXtBlock(keras.layers.Layer):
     """Applies a 3x3, a depthwise 5x5 and a 1x1 convolution, each with a norm and a SiLU.
 
     Args:
-        channels: Number of channels of the input, the output and all layers.
+        channels: Number of channels of the input, of each convolution and of the output.
         identity: Whether the input is added to the output.
         norm: Name of the norms, one of `kerasdet.layers.norm.NORMS`, or None for no norms.
         norm_epsilon: Constant that the norms add to variances.
@@ -95,13 +95,16 @@ class CSPNeXtBlock(keras.layers.Layer):
 
 
 class CSPLayer(keras.layers.Layer):
-    """Runs blocks on one half of the channels and joins both halves (CSPNet, https://arxiv.org/abs/1911.11929).
+    """Applies a cross-stage partial (CSP) layer (CSPNet, https://arxiv.org/abs/1911.11929).
+
+    Two 1x1 convolutions project the input to two branches. Blocks process the first branch only; then both branches are
+    concatenated, and a 1x1 convolution follows.
 
     Args:
-        channels: Number of output channels; each half has half as many.
-        num_blocks: Number of `CSPNeXtBlock`s.
+        channels: Number of output channels; each branch has half as many.
+        num_blocks: Number of `CSPNeXtBlock`s in the first branch.
         identity: Whether each block adds its input to its output.
-        attention: Whether `ChannelAttention` weights the joined halves.
+        attention: Whether `ChannelAttention` weights the concatenated channels.
         norm: Name of the norms, one of `kerasdet.layers.norm.NORMS`, or None for no norms.
         norm_epsilon: Constant that the norms add to variances.
         **kwargs: Arguments of `keras.layers.Layer`.
@@ -140,7 +143,7 @@ class CSPLayer(keras.layers.Layer):
         self.final.build(joined)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Applies the blocks to one half of the channels and joins both halves.
+        """Applies the layer.
 
         Args:
             x: (B, h, w, C).
@@ -159,7 +162,7 @@ class CSPLayer(keras.layers.Layer):
 
 
 class ChannelAttention(keras.layers.Layer):
-    """Multiplies each channel by a weight: a hard sigmoid of a 1x1 convolution of the channel means.
+    """Multiplies each channel by a weight: the hard sigmoid of a 1x1 convolution of the channel means.
 
     Args:
         channels: Number of channels of the input.
@@ -188,9 +191,9 @@ class ChannelAttention(keras.layers.Layer):
 
 
 class SPP(keras.layers.Layer):
-    """Applies spatial pyramid pooling: joins features with their maxima in squares of 5, 9 and 13 cells.
+    """Applies spatial pyramid pooling (https://arxiv.org/abs/1406.4729).
 
-    The method is that of https://arxiv.org/abs/1406.4729.
+    The layer concatenates features with their maxima over 5x5, 9x9 and 13x13 cells.
 
     Args:
         channels: Number of channels of input and output; the pooled features have half as many.
@@ -221,14 +224,14 @@ class SPP(keras.layers.Layer):
             Features (B, h, w, channels).
         """
         pooled = [self.conv1(x, training=training)]
-        for _ in range(3):  # a maximum over 5x5 cells of maxima over 5x5 is one over 9x9, and so on
+        for _ in range(3):  # 5x5 pooling twice is 9x9 pooling, three times 13x13
             pooled.append(tf.nn.max_pool2d(pooled[-1], 5, 1, "SAME"))
         return self.conv2(tf.concat(pooled, -1), training=training)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class CSPNeXt(ConfigFromInit, keras.Model):
-    """Computes the feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... of normalised images.
+    """Computes the feature maps ``c2`` (stride 4) to ``c5`` (stride 32) of normalised images.
 
     This is the backbone of RTMDet (https://arxiv.org/abs/2212.07784). It follows the protocol
     `kerasdet.layers.Backbone`. RTMDet's released models have these sizes:
@@ -241,7 +244,7 @@ class CSPNeXt(ConfigFromInit, keras.Model):
     Args:
         deepen_factor: Factor applied to the numbers of blocks, which are 3, 6, 6 and 3 for ``c2`` to ``c5``.
         widen_factor: Factor applied to the numbers of channels, which are 128, 256, 512 and 1024 for ``c2`` to ``c5``.
-        out_features: Names of the returned feature maps. Stages after the last of them are not built.
+        out_features: Names of the returned feature maps. Stages after the coarsest returned one are not built.
         norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
         freeze_at: Number of parts that are frozen (not trained), counted from the input: 1 freezes the stem, 2 also
@@ -283,8 +286,8 @@ class CSPNeXt(ConfigFromInit, keras.Model):
         width = int(_CHANNELS * widen_factor)
         if width < 2:
             raise UserError(
-                f"CSPNeXt.widen_factor is {widen_factor}: expected at least 1/32, with which the stem "
-                "has 2 channels. Increase it."
+                f"CSPNeXt.widen_factor is {widen_factor}: expected at least 1/32, so that the stem has 2 channels. "
+                "Increase widen_factor."
             )
         self.deepen_factor = deepen_factor
         self.widen_factor = widen_factor

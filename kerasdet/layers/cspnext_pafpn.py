@@ -13,14 +13,15 @@ from kerasdet.layers.fpn import upsample_nearest
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class CSPNeXtPAFPN(ConfigFromInit, keras.layers.Layer):
-    """Merges backbone features top-down, then bottom-up, by `CSPLayer`s, into a pyramid ``p3`` ... of equal channels.
+    """Merges backbone features into a pyramid by a path aggregation network (https://arxiv.org/abs/1803.01534).
 
-    This is a path aggregation network (https://arxiv.org/abs/1803.01534). It accepts any backbone that follows the
-    protocol `kerasdet.layers.Backbone`. Feature maps may have odd sizes: an upsampled coarse level is cut to the size
-    of the finer one.
+    `CSPLayer`s merge the features top-down, then bottom-up. The levels ``p3``, ``p4`` ... of the pyramid have equal
+    numbers of channels. The layer accepts any backbone that follows the protocol `kerasdet.layers.Backbone`. Feature
+    maps may have odd sizes: an upsampled coarse level is cut to the size of the finer one.
 
     Args:
-        in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number.
+        in_features: Names of the backbone features to merge, finest first. Each is ``c`` and a level number, such as
+            ``c5``.
         channels: Number of channels of every output level.
         num_blocks: Number of blocks in each `CSPLayer`.
         norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.

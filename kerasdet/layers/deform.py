@@ -9,10 +9,10 @@ from kerasdet.ops.deform_conv import deform_conv2d
 class DeformConvNorm(keras.layers.Layer):
     """Applies a deformable convolution that predicts its own offsets, then a norm, then an activation.
 
-    An ordinary convolution with the same kernel size, strides and dilation, the sublayer `offset`, predicts the offsets
-    as (y, x) for each position of the kernel. In version 2 it also predicts the logits of the mask, in the last third
-    of its channels. `offset` starts at zero: a new layer computes an ordinary convolution, in version 2 with halved
-    outputs.
+    The sublayer `offset` is an ordinary convolution with the same kernel size, strides and dilation. It predicts an
+    offset (y, x) for each position of the kernel. In version 2 it also predicts the logits of the mask, in the last
+    third of its channels. The weights of `offset` start at zero: a new layer computes an ordinary convolution, in
+    version 2 with halved outputs.
 
     Args:
         filters: Number of output channels.
@@ -26,7 +26,7 @@ class DeformConvNorm(keras.layers.Layer):
         norm: Layer that normalises the convolution's output, from `kerasdet.layers.make_norm`. None for no norm.
         activation: Name of a Keras activation, or a function. None for no activation.
         use_bias: Whether the convolution has a bias. None adds a bias only if `norm` is None.
-        kernel_initializer: Keras initializer of the kernel. None is He's normal initializer over the outputs.
+        kernel_initializer: Keras initializer of the kernel. None: ``VarianceScaling(2, "fan_out")``.
         bias_initializer: Keras initializer of the bias.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -65,8 +65,8 @@ class DeformConvNorm(keras.layers.Layer):
             kernel_initializer="zeros",
             name="offset",
         )
-        # This layer is never called. It holds kernel and bias under the names that they have in `ConvNorm`, so that
-        # checkpoints map to both layers alike.
+        # This layer is never called. It holds kernel and bias under the same names as `ConvNorm`, so that both layers
+        # load the same entries of a checkpoint.
         self.conv = keras.layers.Conv2D(
             filters,
             kernel_size,

@@ -22,16 +22,17 @@ from kerasdet.layers.heads import (
 class FCOSHead(ConfigFromInit, DenseHead):
     """Predicts classes, distances to the sides of a box, and centerness for each point (FCOS, arXiv 2006.09214).
 
-    The head returns raw distances, which may be negative. The `activate` method of the coder of `kerasdet.FCOS` makes
-    them positive.
+    The head returns raw distances, which may be negative. `DistanceCoder.activate` converts them to distances.
 
     Args:
         num_convs: Number of convolutions in each of the two towers.
         norm: Norm of the towers, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
-        use_bias: Whether the towers' convolutions have biases in addition to a norm. Without a norm they always do.
+        use_bias: Whether the towers' convolutions have biases in addition to a norm. If `norm` is None, they have
+            biases in any case.
         deform_last: Whether the last convolution of each tower is a modulated deformable convolution (DCNv2).
-        centerness_on_boxes: Whether the box tower predicts centerness; otherwise the class tower does.
+        centerness_on_boxes: Whether centerness is predicted from the box tower. If False it is predicted from the class
+            tower.
         level_scales: Whether the raw distances of each level are multiplied by a trainable scalar, which starts at 1.
         prior_probability: Probability of each class at each point before training, in (0, 1).
 
@@ -77,7 +78,7 @@ class FCOSHead(ConfigFromInit, DenseHead):
         """
         check_one_point(self, num_anchors)
         self.num_classes = num_classes
-        use_bias = self.use_bias or None  # without a norm there are biases all the same
+        use_bias = self.use_bias or None  # None: biases only if there is no norm
         tower = (self.num_convs, channels, levels, self.norm, self.norm_epsilon, self.deform_last, use_bias)
         self.class_tower = Tower(*tower, name="class_tower")
         self.box_tower = Tower(*tower, name="box_tower")
@@ -123,7 +124,7 @@ class Scale(keras.layers.Layer):
     """Multiplies by one trainable scalar that starts at 1, in float32 under every precision policy."""
 
     def __init__(self, **kwargs):
-        # Keras would round inputs to 16 bits under a mixed policy, and distances in pixels do not fit into these
+        # Under a mixed policy Keras would round inputs to 16 bits, which are too few digits for distances in pixels
         super().__init__(**{"autocast": False, **kwargs})
 
     def build(self, input_shape: Sequence[int | None]) -> None:

@@ -15,15 +15,15 @@ from kerasdet.ops.dispatch import composite
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class FPN(ConfigFromInit, keras.layers.Layer):
-    """Merges backbone features ``c3`` ... into a pyramid ``p3`` ... whose levels have equal channels.
+    """Merges backbone features ``c3``, ``c4`` ... into a pyramid ``p3``, ``p4`` ... whose levels have equal channels.
 
     The layer accepts any backbone that follows the protocol `kerasdet.layers.Backbone`. Feature maps may have odd
     sizes: an upsampled coarse level is cut to the size of the finer one.
 
     Args:
         in_features: Names of the backbone features to merge, finest first. A name is ``c`` and a level number, such as
-            ``c5``. A second feature of the same stride has a suffix, such as ``c5_first``, and is added without
-            upsampling.
+            ``c5``. Of two features with the same stride, one has a suffix, such as ``c5_first``; the two are added
+            without upsampling.
         channels: Number of channels of every output level.
         norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
@@ -33,7 +33,7 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If `fusion` or `upsampling` is unknown.
+        ValueError: If `fusion`, `upsampling` or `norm` is unknown, or `channels` is not a positive integer.
 
     Example:
         >>> backbone = ResNet(50)
@@ -101,8 +101,8 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         """Merges the features into a pyramid.
 
         Args:
-            features: Feature maps (B, h, w, C) by name, the output of a backbone. Features that are not in
-                `in_features` are passed to `top` only.
+            features: Feature maps (B, h, w, C) by name, the output of a backbone. Only `top` uses features that are not
+                in `in_features`.
             training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
@@ -184,7 +184,8 @@ class ConvTop(ConfigFromInit, keras.layers.Layer):
         in_feature: Name of the input of the first convolution: a backbone feature (``c5``) or a level (``p5``).
         channels: Number of channels of every extra level.
         num_levels: Number of extra levels, at least 1.
-        activation: Activation between two convolutions, "relu" or None. The returned levels are not activated.
+        activation: Name of a Keras activation, applied between two convolutions. None for no activation. The returned
+            levels are not activated.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 

@@ -1,4 +1,4 @@
-"""Defines what the heads of dense detectors have in common; the levels of a pyramid share the weights of a head."""
+"""Defines the base class of the heads of dense detectors, and the layers that these heads are built from."""
 
 import math
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from kerasdet.layers.norm import make_norm
 class Tower(keras.layers.Layer):
     """Applies a stack of 3x3 convolutions with norm and activation to any level of a pyramid.
 
-    The levels share the convolutions and, with "gn", the norms. Batch norms are separate for each level, because levels
-    have different statistics.
+    The levels share the convolutions and, with "gn", the norms. Each level has its own batch norms, because the
+    statistics of levels differ.
 
     Args:
         num_convs: Number of convolutions; 0 makes the tower an identity.
         channels: Number of output channels of each convolution.
         levels: Names of the pyramid's levels.
-        norm: A name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
         deform_last: Whether the last convolution is a modulated deformable convolution (DCNv2).
-        use_bias: Whether the convolutions have biases; None adds them only if there is no norm.
-        activation: Name of the Keras activation after each norm.
+        use_bias: Whether the convolutions have biases. None: only if there is no norm.
+        activation: Name of the Keras activation after each convolution and its norm.
         norm_momentum: Weight of the old value when a training step updates a running average of the norms, in [0, 1].
     """
 
@@ -94,7 +94,7 @@ class Tower(keras.layers.Layer):
 
 
 class DenseHead(keras.layers.Layer):
-    """Base class of heads that predict something for each anchor of a pyramid.
+    """Base class of heads that predict classes and boxes for each anchor or point of a pyramid.
 
     The constructor of a head does not take the numbers of classes, anchors and channels: the model passes these to
     `attach`, which creates the layers and variables. A subclass defines `create_layers`, `build` and `call`.
@@ -107,13 +107,14 @@ class DenseHead(keras.layers.Layer):
     def attach(self, *, num_classes: int, num_anchors: int, levels: Sequence[str], channels: int) -> None:
         """Creates the layers and variables.
 
-        Models of equal sizes may share one head and thus its weights; the second call then changes nothing.
+        Models with the same numbers of classes, anchors and channels and the same levels may share one head, and thus
+        its weights. A second call with the same arguments changes nothing.
 
         Args:
             num_classes: K, number of classes without background.
-            num_anchors: A, number of anchors in each cell.
+            num_anchors: A, number of anchors in each cell; `SSDHead` takes one number per level.
             levels: Names of the pyramid's levels, finest first.
-            channels: Number of channels of each level, and of the towers.
+            channels: Number of channels of each level, and of the towers; `SSDHead` takes one number per level.
 
         Raises:
             UserError: If the head belongs to a model with other numbers of classes, anchors or channels, or other
@@ -184,15 +185,15 @@ def check_one_point(head: DenseHead, num_anchors: int) -> None:
 
 
 def predictor(filters: int, name: str, kernel_size: int = 3) -> ConvNorm:
-    """Makes the last convolution of a head.
+    """Makes the last convolution of a head, which predicts without norm and activation.
 
     Args:
         filters: Number of output channels.
         name: Name of the layer.
-        kernel_size: Height and width of the kernel.
+        kernel_size: Height and width of the kernel in cells; odd.
 
     Returns:
-        The layer.
+        The layer, without variables yet.
     """
     return ConvNorm(filters, kernel_size, kernel_initializer=small_normal(), name=name)
 
@@ -202,10 +203,10 @@ def class_predictor(filters: int, prior_probability: float) -> ConvNorm:
 
     Args:
         filters: Number of output channels.
-        prior_probability: Probability of each class that the initial bias gives, in (0, 1).
+        prior_probability: Probability of each class before training, set by the initial bias. In (0, 1).
 
     Returns:
-        The layer.
+        The layer, without variables yet.
     """
     bias = keras.initializers.Constant(prior_bias(prior_probability))
     return ConvNorm(filters, 3, kernel_initializer=small_normal(), bias_initializer=bias, name="class_logits")

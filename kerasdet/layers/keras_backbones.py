@@ -13,8 +13,8 @@ from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 _COARSEST = 32  # images are padded to a multiple of this many pixels
-# Prefix of an architecture -> mean and deviation of the pixels that its weights expect, on a scale of 0..255. The first
-# prefix counts: the sizes B0 to B3 of EfficientNetV2 expect others than S, M and L.
+# Prefix of an architecture -> mean and standard deviation of the pixels that its weights expect, on a scale of 0..255.
+# The first matching prefix applies, because EfficientNetV2 B0 to B3 expect other statistics than S, M and L.
 _PIXELS = {
     "ConvNeXt": (IMAGENET_MEAN, IMAGENET_STD),
     "EfficientNetV2B": (IMAGENET_MEAN, IMAGENET_STD),
@@ -24,10 +24,10 @@ _PIXELS = {
 
 
 class _Pyramid(keras.Model):
-    """Runs a Keras model that maps images to features; `connect` makes it a backbone."""
+    """Base class of backbones that run another Keras model, `self.backbone`; subclasses call `connect`."""
 
     def connect(self, features: Mapping[str, keras.KerasTensor], mean: Sequence[float], std: Sequence[float]) -> None:
-        """Sets the attributes `features`, `channels` and `strides` that the protocol of backbones needs.
+        """Sets `features`, `channels` and `strides`, which the protocol of backbones needs, and prepares `call`.
 
         Args:
             features: Output tensors of `self.backbone` by feature name, finest first.
@@ -66,7 +66,7 @@ class _Pyramid(keras.Model):
 
 
 def _set_norms(backbone, frozen):
-    """Freezes the batch norms of a model, which then use their stored statistics."""
+    """Freezes the batch norms of a model if `frozen` is True; frozen norms use their stored statistics."""
     for layer in flatten_layers(backbone):
         if frozen and isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
@@ -77,12 +77,13 @@ class PyramidBackbone(ConfigFromInit, _Pyramid):
     """Makes a backbone from a Keras model with `pyramid_outputs`, such as KerasHub's feature pyramid backbones.
 
     Args:
-        backbone: Keras model whose only input is the images, with the attribute `pyramid_outputs`, a dict from a name
-            such as "P3" to an output tensor, here of stride 8.
+        backbone: Keras model whose only input is the images. Its attribute `pyramid_outputs` is a dict from names to
+            output tensors; a name such as "P3" states the stride, ``2**3`` pixels.
         out_features: Names of the returned feature maps: ``c3`` stands for "P3", and so on.
         input_mean: Means of the pixels that the model expects, RGB on a scale of 0..255.
         input_std: Standard deviations of the pixels that the model expects, RGB on a scale of 0..255.
-        freeze_norms: Whether the batch norms use their stored statistics. Set it for pretrained models.
+        freeze_norms: Whether the batch norms are frozen and use their stored statistics. Pass True for pretrained
+            models.
         **kwargs: Arguments of `keras.Model`.
 
     Raises:
@@ -126,8 +127,9 @@ class PyramidBackbone(ConfigFromInit, _Pyramid):
 class KerasApplication(ConfigFromInit, _Pyramid):
     """Makes a backbone from an architecture of `keras.applications`.
 
-    Each feature is the output of the last layer with the feature's stride. Leave the pixel statistics of the detector's
-    `Preprocessing` at their default, ImageNet's: the backbone converts the pixels to those of the architecture.
+    Each feature is the output of the last layer with the feature's stride. Leave the mean, standard deviation and
+    channel order of the detector's `Preprocessing` at their defaults (ImageNet, RGB): the backbone converts the pixels
+    to the range that the architecture expects.
 
     Args:
         architecture: Name of a ConvNeXt, EfficientNetV2 or MobileNet in `keras.applications`, such as
@@ -135,7 +137,8 @@ class KerasApplication(ConfigFromInit, _Pyramid):
         pretrained: "imagenet" to download Keras' weights, or the path of a weights file without the classifier. None
             for random weights.
         out_features: Names of the returned feature maps, ``c2`` (stride 4) to ``c5`` (stride 32).
-        freeze_norms: Whether batch norms use their stored statistics. None freezes those of pretrained weights.
+        freeze_norms: Whether the batch norms are frozen and use their stored statistics. None: only if `pretrained` is
+            given.
         **kwargs: Arguments of `keras.Model`.
 
     Raises:

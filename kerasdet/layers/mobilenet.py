@@ -11,7 +11,7 @@ from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm, DepthwiseConvNorm
 from kerasdet.layers.norm import make_norm
 
-# Kernel size, inner and output channels, squeeze and excitation, hard swish, stride
+# Each block: kernel size, expanded channels, output channels, squeeze-and-excitation, hard swish, stride
 _LARGE = (
     (3, 16, 16, False, False, 1),
     (3, 64, 24, False, False, 2),
@@ -39,10 +39,10 @@ _STRIDES = {"c4_expanded": 16, "c5_first": 32, **{f"c{i}": 2**i for i in range(1
 class MobileNetV3(ConfigFromInit, keras.Model):
     """Computes the feature maps of MobileNetV3-Large, the backbone of torchvision's mobile detectors.
 
-    The model follows the protocol `kerasdet.layers.Backbone`. Its features are ``c1`` (stride 2) to ``c5`` (stride 32,
-    the output of the last convolution), and two more. ``c4_expanded`` (stride 16) is the input of the strided
-    convolution in the first block of ``c5``; SSDLite predicts from it. ``c5_first`` (stride 32) is the output of this
-    block; torchvision's FPN merges it with ``c5``.
+    The model (https://arxiv.org/abs/1905.02244) follows the protocol `kerasdet.layers.Backbone`. Its features are
+    ``c1`` (stride 2) to ``c5`` (stride 32, the output of the last convolution), and two more. ``c4_expanded`` (stride
+    16) is the input of the strided convolution in the first block of ``c5``; SSDLite predicts from it. ``c5_first``
+    (stride 32) is the output of this block; torchvision's FPN merges it with ``c5``.
 
     Args:
         width_factor: Factor applied to all numbers of channels, which are then rounded to multiples of 8.
@@ -190,7 +190,7 @@ def _divisible_by_8(channels):
 
 
 class _Block(keras.layers.Layer):
-    """Expands the channels, applies a depthwise convolution and channel weights, and projects to fewer channels."""
+    """Computes an inverted residual block: expansion, depthwise convolution, squeeze-and-excitation, projection."""
 
     def __init__(
         self, channels, inner_channels, out_channels, kernel_size, strides, *, excite, activation, norm_layer, name
@@ -238,7 +238,7 @@ class _Block(keras.layers.Layer):
 
 
 class _Excite(keras.layers.Layer):
-    """Multiplies each channel by a weight in [0, 1] that depends on the means of all channels (arXiv 1709.01507)."""
+    """Applies squeeze-and-excitation: weights each channel by a function of all channel means (arXiv 1709.01507)."""
 
     def __init__(self, squeezed, name):
         super().__init__(name=name)

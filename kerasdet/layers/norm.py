@@ -61,8 +61,8 @@ def make_norm(
 class BatchNorm(ConfigFromInit, keras.layers.Layer):
     """Normalises the last axis by batch statistics or stored ones (https://arxiv.org/abs/1502.03167).
 
-    The variables are created with ``autocast=False``: under a 16-bit policy Keras would cast them before the
-    normalisation, and the rounded statistics shift every channel. Statistics and parameters stay float32.
+    The variables are created with ``autocast=False``, so statistics and parameters stay float32. Under a 16-bit policy
+    Keras would otherwise round them before the normalisation, which shifts every channel.
 
     Args:
         mode: "frozen_bn", "bn_inference", "bn" or "sync_bn", see the table in `kerasdet.layers.norm`.
@@ -101,7 +101,7 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
         """
         if training and self.trainable and self.mode in ("bn", "sync_bn"):
             return self._normalize_by_batch(x)
-        if not training:  # grappler folds only this fused kernel into the convolution before it
+        if not training:  # Grappler folds a norm into the preceding convolution only if the norm is this fused op
             return self._fused_batch_norm(x, self.moving_mean, self.moving_variance, is_training=False).y
         scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
         return x * tf.cast(scale, x.dtype) + tf.cast(self.beta - self.moving_mean * scale, x.dtype)
@@ -140,9 +140,10 @@ class BatchNorm(ConfigFromInit, keras.layers.Layer):
 class GroupNormalization(ConfigFromInit, keras.layers.Layer):
     """Normalises groups of channels of each image (https://arxiv.org/abs/1803.08494).
 
-    The weights have the same layout as those of Keras' layer of the same name. In Keras 3.15.1 that layer takes ten
-    times as long on CPUs, and has errors of 2e-4 for values far from zero, since it subtracts the squared mean from the
-    mean of squares. This layer can be removed when Keras subtracts the mean first and is as fast.
+    The weights have the same layout as those of `keras.layers.GroupNormalization`. In Keras 3.15.1 that layer takes ten
+    times as long on CPUs. It also has errors of 2e-4 for values far from zero, because it computes the variance as the
+    mean of squares minus the squared mean. This layer can be removed when Keras subtracts the mean first and is as
+    fast.
 
     Args:
         groups: Number of channel groups. Must divide the number of channels.
@@ -156,7 +157,11 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Creates gamma and beta, each (C,), for inputs (B, H, W, C)."""
+        """Creates gamma and beta, each (C,), for inputs (B, H, W, C).
+
+        Raises:
+            ValueError: If `groups` does not divide C.
+        """
         channels = input_shape[-1]
         if channels % self.groups:
             raise ValueError(
@@ -203,8 +208,8 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
 def _global_moments(x, center):
     """Computes mean, variance and unbiased variance, (C,) float32 each, of `x` (B, H, W, C) over all replicas.
 
-    The values are shifted by `center` (C,) first, because the variance is a difference of squares: the nearer `center`
-    is to the mean, the fewer digits cancel.
+    `center` (C,), an estimate of the mean, is subtracted from the values first. The variance is a difference of
+    squares; the nearer `center` is to the mean, the fewer digits cancel.
     """
     x = tf.cast(x, float_dtype()) - center
     count = tf.cast(tf.size(x) // tf.shape(x)[-1], float_dtype())

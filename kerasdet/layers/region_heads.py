@@ -1,4 +1,4 @@
-"""Defines the heads of R-CNNs, which predict for each region. N = B * P is the number of regions of all B images."""
+"""Defines the heads of R-CNNs, which predict for each region. N is the number of regions of all images in the batch."""
 
 from collections.abc import Sequence
 

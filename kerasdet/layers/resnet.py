@@ -22,7 +22,7 @@ _BLOCKS = {
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ResNet(ConfigFromInit, keras.Model):
-    """Computes the feature maps ``c2`` (stride 4), ``c3`` (stride 8) ... of normalised images.
+    """Computes the feature maps ``c2`` (stride 4), ``c3`` (stride 8) and so on of normalised images.
 
     The model follows the protocol `kerasdet.layers.Backbone`. The defaults suit training from random weights: no part
     is frozen, and the norms are trained. For pretrained weights, the source frameworks use ``norm="frozen_bn"`` and
@@ -30,18 +30,20 @@ class ResNet(ConfigFromInit, keras.Model):
 
     Args:
         depth: 18, 34, 50, 101 or 152. Defines the defaults of `stages` and `block`.
-        stages: Number of residual blocks of each stage, for ``c2``, ``c3`` ... A fifth stage creates ``c6``. None: the
-            numbers of a ResNet of this `depth`.
+        stages: Number of residual blocks of each stage, finest first: ``c2``, ``c3`` and so on. A fifth stage creates
+            ``c6``. None: the numbers of a ResNet of this `depth`.
         block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, and 1x1 with four times the width). None: the
             block of a ResNet of this `depth`.
-        width: Number of channels of the stem and inner channels of the first stage; every stage doubles them.
-        out_features: Names of the returned feature maps. Stages after the last of them are not built.
+        width: Number of channels of the stem, and of the 3x3 convolutions of the first stage; every further stage
+            doubles it.
+        out_features: Names of the returned feature maps. Stages after the coarsest returned one are not built.
         stride_in_1x1: Whether the first 1x1 convolution of a bottleneck has the stride (Caffe, MSRA). If False the 3x3
             convolution has the stride (torchvision).
         dilate_last: Whether the last built stage has a dilation of 2 in place of its stride, so that its feature map
             keeps the stride of the previous stage.
-        groups: Number of channel groups of a bottleneck's 3x3 convolution.
-        deform_stages: Names of the feature maps, such as "c3", in whose blocks ``conv2`` is a deformable convolution.
+        groups: Number of channel groups of a bottleneck's 3x3 convolution (ResNeXt). Must be 1 for basic blocks.
+        deform_stages: Names of the stages, such as "c3", in whose blocks ``conv2``, the second convolution, is
+            deformable.
         deform_version: Version of the deformable convolutions: 1 for offsets, 2 for offsets and a mask.
         deform_groups: Number of input channel groups of the deformable convolutions; each group has its own offsets.
         norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
@@ -56,7 +58,8 @@ class ResNet(ConfigFromInit, keras.Model):
         strides: Pixels of the image per cell of each returned feature map, by name.
 
     Raises:
-        ValueError: If `depth`, `block`, `norm` or a feature name is unknown, or if basic blocks have `groups` > 1.
+        ValueError: If `depth`, `block`, `norm` or a feature name is unknown, if basic blocks have `groups` > 1, or if a
+            number is out of its range.
 
     Example:
         >>> backbone = ResNet(50)

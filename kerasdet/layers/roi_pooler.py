@@ -15,17 +15,17 @@ POOLING_METHODS = ("roi_align", "roi_pool")
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RoIPooler(ConfigFromInit):
-    """Pools features of regions from the pyramid level that suits their size (https://arxiv.org/abs/1612.03144).
+    """Pools the features of each region from the pyramid level that suits its size (https://arxiv.org/abs/1612.03144).
 
     Args:
         output_size: Side S of the pooled features, in cells.
-        method: "roi_align" interpolates features at sample points and averages them (Mask R-CNN), "roi_pool" takes the
+        method: "roi_align" interpolates features at sample points and averages them (Mask R-CNN); "roi_pool" takes the
             maximum over cells (Fast R-CNN).
-        sampling_ratio: Number of samples per output cell along each axis. 0 uses as many samples as the output cell
-            covers cells of the feature map, rounded up. RoIAlign only.
-        aligned: Whether the centre of the first pixel is at coordinate 0.5 (detectron2, mmdetection). If False it is at
-            0, and regions are at least one cell high and wide (torchvision). RoIAlign only.
-        level_epsilon: Constant added to a region's level before it is rounded down; torchvision adds 1e-6.
+        sampling_ratio: Number of samples per output cell along each axis. 0: the number of feature map cells that an
+            output cell covers along the axis, rounded up. RoIAlign only.
+        aligned: Whether the centre of a feature map's first cell is at coordinate 0.5 (detectron2, mmdetection). If
+            False it is at 0, and regions are at least one cell high and wide (torchvision). RoIAlign only.
+        level_epsilon: Constant added to a region's fractional level before it is rounded down; torchvision adds 1e-6.
 
     Raises:
         UserError: If `method` is unknown.

@@ -14,7 +14,7 @@ class RPNHead(keras.layers.Layer):
 
     Args:
         num_anchors: A, number of anchors in each cell.
-        num_convs: Number of 3x3 convolutions before the 1x1 predictors; 0 for none.
+        num_convs: Number of 3x3 convolutions before the 1x1 predictors.
         channels: Number of output channels of each 3x3 convolution.
     """
 

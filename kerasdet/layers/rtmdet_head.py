@@ -17,16 +17,15 @@ from kerasdet.layers.heads import (
     small_normal,
 )
 
-_MOMENTUM = 0.9  # momentum of batch norms, PyTorch's default
+_MOMENTUM = 0.9  # momentum of batch norms, the weight of the old average (PyTorch's default of 0.1 is the new value's)
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RTMDetHead(ConfigFromInit, DenseHead):
     """Predicts classes and distances to the sides of a box for each point (RTMDet, https://arxiv.org/abs/2212.07784).
 
-    The levels share the towers' convolutions; each level has its own norms and predictors. The head returns raw
-    distances; the `activate` method of the coder of `kerasdet.RTMDet` converts them to distances relative to the
-    stride.
+    The levels share the towers' convolutions; each level has its own predictors and batch norms. The head returns raw
+    distances, which `DistanceCoder.activate` converts to distances in strides.
 
     Args:
         num_convs: Number of convolutions in each tower.
@@ -34,7 +33,7 @@ class RTMDetHead(ConfigFromInit, DenseHead):
         norm_epsilon: Constant that the norms add to variances.
         box_tower: Whether distances have a separate tower. If False they are predicted from the class tower, as in
             RTMDet-Ins. mmdetection then runs the class tower twice per step, which updates the running averages of its
-            norms twice. kerasdet runs it once, with one update of the same size.
+            norms twice. kerasdet runs it once, and squares the momentum so that one update has the same effect.
         box_bias: Raw distance that each point predicts before training.
         prior_probability: Probability of each class at each point before training, in (0, 1).
 

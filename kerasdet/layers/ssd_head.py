@@ -13,7 +13,7 @@ from kerasdet.layers.norm import make_norm
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class SSDHead(ConfigFromInit, DenseHead):
-    """Predicts class logits (with background) and box deltas for each default box; every level has its own layers.
+    """Predicts class logits (with background) and box deltas for each default box; each level has its own layers.
 
     Args:
         separable: Whether each predictor is a depthwise 3x3 convolution with ReLU6 followed by a 1x1 convolution
@@ -112,7 +112,7 @@ class SSDHead(ConfigFromInit, DenseHead):
 
 
 class _EachLevel(keras.layers.Layer):
-    """Applies one layer to each level; the layers' names are the levels'."""
+    """Applies to each level the layer that has the level's name."""
 
     def __init__(self, convs, name):
         super().__init__(name=name)

@@ -14,23 +14,24 @@ from kerasdet.layers.norm import make_norm
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class SSDNeck(ConfigFromInit, keras.layers.Layer):
-    """Returns backbone features as the finest levels ``p3`` ..., and adds coarser levels by convolutions.
+    """Returns backbone features as the finest levels ``p3``, ``p4`` ..., and adds coarser levels by convolutions.
 
-    Each extra level is computed from the level before: a 1x1 convolution to half of the extra level's channels, then a
-    strided 3x3 convolution that halves height and width.
+    Each extra level is computed from the previous level: a 1x1 convolution to half of the extra level's channels, then
+    a 3x3 convolution with a stride of 2.
 
     Args:
-        in_features: Names of the backbone features, finest first. Each is ``c`` and a level number.
+        in_features: Names of the backbone features, finest first. Each is ``c`` and a level number, such as ``c3``.
         extra_channels: Number of channels of each extra level.
-        unpadded: Number of extra levels, counted from the coarsest, whose 3x3 convolution has no padding and a stride
-            of 1; it shortens height and width by two cells, such as from 3x3 to 1x1 (SSD300: 2).
+        unpadded: Number of extra levels, counted from the coarsest, whose 3x3 convolution has a stride of 1 and no
+            padding. It reduces height and width by two cells, such as from 3x3 to 1x1. SSD300 has 2 such levels. Has
+            no effect if `separable` is True.
         separable: Whether each 3x3 convolution is a depthwise one with ReLU6, followed by a 1x1 convolution (SSDLite).
         norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
         norm_momentum: Weight of the old value when a training step updates a running average of the norms, in [0, 1].
-        finest_scale: The cells of the finest level are divided by their L2 norm and multiplied by a trainable factor
-            per channel that starts at this value (ParseNet, https://arxiv.org/abs/1506.04579; SSD300: 20). None leaves
-            the level unchanged.
+        finest_scale: Initial value of a trainable factor per channel, by which the finest level is multiplied after an
+            L2 normalisation of each cell (ParseNet, https://arxiv.org/abs/1506.04579). SSD300 has 20. None leaves the
+            level unchanged.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
@@ -129,7 +130,7 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         """
         maps = [features[name] for name in self.in_features]
         if self.finest_scale is not None:
-            x = tf.cast(maps[0], tf.float32)  # sums of squares exceed 16 bits
+            x = tf.cast(maps[0], tf.float32)  # sums of squares overflow in float16
             norm = tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x), -1, keepdims=True), 1e-24))  # (B, h, w, 1)
             maps[0] = tf.cast(x / norm, maps[0].dtype) * tf.cast(self.scale_weight, maps[0].dtype)
         x = features[self.in_features[-1]]

@@ -23,7 +23,7 @@ class VGG(ConfigFromInit, keras.Model):
         stages: Number of 3x3 convolutions in each of the five stages.
         width: Number of channels of the first stage; the next three stages double them, and the fifth keeps them.
         fc_channels: Number of channels of ``c4``.
-        freeze_at: Number of stages that are not trained, counted from the input. 0 freezes nothing.
+        freeze_at: Number of stages that are frozen (not trained), counted from the input. 0 freezes nothing.
         **kwargs: Arguments of `keras.Model`.
 
     Attributes:
@@ -32,7 +32,7 @@ class VGG(ConfigFromInit, keras.Model):
         strides: Pixels of the image per cell of each feature map, by name.
 
     Raises:
-        UserError: If there are not five stages.
+        UserError: If `stages` does not hold five integers of 1 or more.
 
     Example:
         >>> {name: tuple(x.shape) for name, x in VGG()(tf.zeros([1, 300, 300, 3])).items()}
@@ -68,7 +68,7 @@ class VGG(ConfigFromInit, keras.Model):
             for number in range(1, count + 1)
         ]
         self.fc = [conv(fc_channels, 3, "conv6", dilation=6), conv(fc_channels, 1, "conv7")]
-        # PyTorch's pooling drops an odd last row, except that SSD's third one keeps it
+        # PyTorch's pooling drops an odd last row; only SSD's third pooling keeps it (ceil_mode)
         self.pools = [keras.layers.MaxPooling2D(2, 2, "same" if stage == 2 else "valid") for stage in range(4)]
         self.last_pool = keras.layers.MaxPooling2D(3, 1, "same")
         self.features = ("c3", "c4")
