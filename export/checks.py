@@ -15,7 +15,7 @@ from kerasdet.paths import expand
 
 log = logging.getLogger(__name__)
 
-_FEW_IMAGES = 8  # for calibration
+_FEW_IMAGES = 8  # fewer calibration images cause a warning
 
 
 def new_file(path: str | os.PathLike, name: str) -> Path:
@@ -84,19 +84,22 @@ def check_size(size: tuple[int, int] | None) -> None:
 
 
 def check_calibration(precision: str, calibration_images: Sequence) -> None:
-    """Checks that calibration images are given if, and only if, the precision needs them.
+    """Checks that calibration images are given if, and only if, the precision needs them; warns if they are few.
 
     Args:
         precision: Precision of the export; "int8" needs calibration images.
-        calibration_images: The calibration images.
+        calibration_images: Arrays (H, W, 3), PIL images or paths. The list may be empty.
 
     Raises:
         UserError: If images are missing, or are given for a precision that does not use them.
-        FileNotFoundError: If the file of an image does not exist.
+        FileNotFoundError: If an image file does not exist.
     """
     for image in calibration_images:
         if isinstance(image, str | os.PathLike) and not expand(image, "--calibration-images").is_file():
-            raise FileNotFoundError(f"The calibration image {image} does not exist. Check --calibration-images.")
+            raise FileNotFoundError(
+                f"The calibration image {image} does not exist: expected an image file. Check --calibration-images "
+                "(Python: calibration_images=)."
+            )
     if precision == "int8" and 0 < len(calibration_images) < _FEW_IMAGES:
         log.warning(
             "int8 measures the ranges of activations on only %d images: pass a few dozen, or detections in other "

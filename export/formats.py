@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DEFAULT = "saved_model"  # for paths without a known suffix
 _FOLDERS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/spec.py"))
 FORMATS = (_DEFAULT, *(name for name in _FOLDERS if name != _DEFAULT))
-# Suffixes of other tools' model files. A folder with such a name would pass for one of them.
+# Suffixes of other tools' model files. A folder with such a name would be mistaken for one of these files.
 MODEL_SUFFIXES = (
     *(".onnx", ".h5", ".hdf5", ".pb", ".pbtxt", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".safetensors", ".torchscript"),
     *(".lite", ".engine", ".trt", ".plan", ".mlmodel", ".mlpackage", ".xml", ".bin", ".zip", ".tar", ".gz"),
@@ -55,7 +55,7 @@ def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
         The `SPEC` of the format.
 
     Raises:
-        UserError: If the format does not exist, or the suffix belongs to another format.
+        UserError: If the format does not exist, the path lacks its suffix, or the suffix is that of another file type.
     """
     suffix = Path(path).suffix.lower()
     by_suffix = next((spec for spec in specs() if spec.suffix and spec.suffix == suffix), None)

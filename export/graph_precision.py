@@ -17,8 +17,9 @@ from kerasdet.export.graph_nodes import (
     value_of,
 )
 
+# op -> indices of its data input and its weight
 _WEIGHTED = {"Conv2D": (0, 1), "DepthwiseConv2dNative": (0, 1), "Conv2DBackpropInput": (2, 1), "MatMul": (0, 1)}
-_FOLLOWING = {  # op -> indices of its inputs of type T; these ops are as exact in 16 bits as their inputs
+_FOLLOWING = {  # op -> indices of its inputs of type T; these ops add little to the error of 16-bit inputs
     **dict.fromkeys(["BiasAdd", "AddV2"], (0, 1)),
     **dict.fromkeys(["Relu", "Identity", "MaxPool", "Pad", "Reshape", "Squeeze", "ExpandDims", "Tile"], (0,)),
     **dict.fromkeys(["StridedSlice", "Transpose", "ResizeNearestNeighbor", "Max", "GatherV2"], (0,)),

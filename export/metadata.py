@@ -1,4 +1,8 @@
-"""Builds the description of a model that every export contains (``kerasdet.json``) and that `kerasdet.load` reads."""
+"""Builds the description of a model that every export contains and `kerasdet.load` reads.
+
+SavedModels and TFLite files hold it as ``kerasdet.json``; ONNX files and OpenVINO IR hold it as the metadata entry
+``kerasdet``.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,8 +23,8 @@ def model_metadata(model: Detector, options: Mapping[str, Any]) -> dict[str, Any
 
     Args:
         model: The detector.
-        options: Options of the export that `kerasdet.load` needs, such as ``class_offset``. They become entries of the
-            description.
+        options: Options of the export that `kerasdet.load` needs, such as ``class_offset``, as JSON values. They become
+            entries of the description.
 
     Returns:
         The description, a dict of JSON values by name.

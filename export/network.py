@@ -51,7 +51,7 @@ def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict
     Args:
         model: The detector.
         outputs: The dict that the model returned.
-        image_size: (B, 2) heights and widths of the images in pixels.
+        image_size: (B, 2) heights and widths of the images without padding, in pixels.
 
     Returns:
         Outputs of the TF Object Detection API, such as ``detection_boxes``, with classes counted from 0; see

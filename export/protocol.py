@@ -41,8 +41,8 @@ class Format:
         spec: Name, suffix, precisions and options.
         runtime: Name of the software that runs a file without kerasdet, such as "LiteRT", for the report.
         write: `write(model, path, *, precision, gin_config, **options) -> path` writes a `Detector` to a path that does
-            not exist yet. If an option is invalid, it raises a `UserError`, or an `OSError` about `path`, before it
-            writes anything. It never overwrites files.
+            not exist yet. It checks its arguments before it writes anything, and raises a `UserError` for an invalid
+            option or an `OSError` for an unusable path. It never overwrites files.
         load: `load(path) -> Predictor` opens a file or folder that `write` wrote. The predictor has `metadata`, the
             dict that `read_metadata` returns.
         read_metadata: `read_metadata(path) -> dict` reads the description of the model and its export without loading
@@ -107,7 +107,7 @@ def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[s
         [sys.executable, "-c", script.read_text(), str(path.resolve()), folder, *arguments],
         capture_output=True,
         text=True,
-        cwd=folder,  # neither the checkout nor kerasdet is on the path
+        cwd=folder,  # Python puts the working folder on sys.path, and kerasdet must not be importable from there
     )
     if run.returncode:
         lines = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
@@ -123,7 +123,7 @@ def _remedy(error, script):
     if re.search(r"No module named 'kerasdet['.]", error):
         return f"{script} must run where kerasdet is not installed: remove the imports of kerasdet from this script."
     if "imported TensorFlow or kerasdet" in error:
-        return f"Remove what imports them from {script}, or from the start-up files of {sys.executable}."
+        return f"Remove the code that imports them from {script}, or from the start-up files of {sys.executable}."
     if error.startswith(("ModuleNotFoundError", "ImportError")):
         return f"Install the missing package for {sys.executable}, then export the model again."
     return f"Compare the installed packages with kerasdet's requirements.txt; if they agree, correct {script}."

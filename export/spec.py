@@ -17,8 +17,8 @@ INPUT_TYPES = ("float32", "uint8")
 class Option:
     """Describes an option of some export formats: a keyword argument of `write` and an option of `kerasdet export`.
 
-    Formats can share an option of one name. It has the same kind, `nargs`, `metavar` and flag in each of them; the
-    command line takes the choices of all, and shows each help.
+    Several formats may define an option with the same name. Its `kind`, `nargs`, `metavar` and `flag` must then be the
+    same in all of them. The command line accepts the choices of all these formats, and shows the help text of each.
 
     Args:
         name: Name of the keyword argument, such as "max_pixels".

@@ -1,8 +1,8 @@
 """Compares the detections of a model and its export, with one table of tolerances.
 
-Each detection of the model is paired with a detection of the export: same class, nearest box, an IoU of at least 0.5.
-The comparison measures the differences of the pairs (boxes, scores, masks, keypoints, outputs of other branches), and
-counts detections without a partner.
+Each detection of the model is paired with the nearest detection of the export that has the same class and an IoU of at
+least 0.5, if there is one. The comparison measures the differences of the pairs (boxes, scores, masks, keypoints,
+outputs of other branches), and counts detections without a partner.
 
 Three classes of precision have their own tolerances, because rounding affects them differently:
 
@@ -50,8 +50,8 @@ class Tolerance:
         score_error: Bounds the mean difference of the scores, as a fraction of the mean score.
         max_mask_error: Bounds the mean difference in probability of each mask.
         mean_mask_error: Bounds the mean difference in probability over all masks.
-        keypoint_distance: A keypoint counts as moved if its distance exceeds this fraction of the box size and one
-            pixel.
+        keypoint_distance: A keypoint counts as moved if its y or x differs by more than this fraction of the box size
+            and by more than one pixel.
         moved_keypoints: Largest allowed fraction of moved keypoints. It also applies to positions in the outputs of a
             user's branch.
         branch_error: Bounds the mean difference of any other output of a user's branch, as a fraction of the output's
@@ -61,7 +61,8 @@ class Tolerance:
             Other detections are borderline: rounding may drop them.
         clear_score: Minimum score of a clear detection.
         unmatched_clear: Largest allowed fraction of clear detections without a partner, over both sides.
-        unmatched: Largest allowed fraction of detections without a partner, over both sides, with borderline ones.
+        unmatched: Largest allowed fraction of all detections without a partner, including borderline ones, over both
+            sides.
     """
 
     max_box_error: float
@@ -158,7 +159,9 @@ def tolerance_for(precision: str, compute_dtype: str = "float32") -> Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Holds the differences that a comparison measured over all images. Fields have the names of their tolerances.
+    """Holds the differences that a comparison measured over all images.
+
+    A field that has the name of a tolerance holds the measured value; see `Tolerance`.
 
     Args:
         detections: Number of the model's detections.
@@ -167,8 +170,9 @@ class Report:
         clear: Number of clear detections of both sides.
         branch_errors: Mean difference of each output of a user's branch, relative to the mean absolute value of the
             output, by name.
-        milliseconds: Median time of the export for the first image, in milliseconds.
-        model_milliseconds: Time of the Keras model for the same image, in milliseconds.
+        milliseconds: Median time of the export for the first image, in milliseconds. NaN: not measured.
+        model_milliseconds: Shortest time of the Keras model per image, over all compared batches, in milliseconds. NaN:
+            not measured.
     """
 
     detections: int
@@ -396,7 +400,10 @@ def _violations(report, tolerance):
 
 
 def _pairs(ours, theirs):
-    """Pairs detections of both sides: same class, IoU of at least 0.5, nearest box first. Returns indices (P, 2)."""
+    """Pairs each of our detections, in order, with the nearest free one of its class and an IoU of at least 0.5.
+
+    Returns the indices of both sides, (P, 2).
+    """
     pairs, free = [], np.ones(len(theirs["scores"]), bool)
     for index, (box, class_id) in enumerate(zip(ours["boxes"], ours["class_ids"], strict=True)):
         overlap = _iou(box, theirs["boxes"]) * (free & (theirs["class_ids"] == class_id))  # (N,)

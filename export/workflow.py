@@ -31,9 +31,9 @@ MAX_AP_DROP = 0.02
 
 # Sizes of the generated images; two, so that more than one shape is compared
 _SAMPLE_SIZES = ((480, 640), (500, 333))
-_MOST_CALIBRATION_IMAGES = 4  # calibration images to compare if the user chose none for this purpose
+_MOST_CALIBRATION_IMAGES = 4  # calibration images to compare if the user passed no verification images
 _WANTED = 20  # number of detections to compare if the model has none above its own threshold
-_RUNS = 3  # timed runs of the Keras model after the first, which traces
+_RUNS = 3  # timed runs of the Keras model for each batch; the fastest counts, because the first one traces
 
 
 def export_and_verify(
@@ -62,13 +62,16 @@ def export_and_verify(
         format: Name of a format in `kerasdet.export.formats`, such as "onnx". None: the format with the suffix of
             `path`, or "saved_model" without a suffix.
         serving: Whether to write the model as the next version in a folder for a model server.
-        precision: Precision of the network. Each format has its own list of precisions.
+        precision: Precision of the network: "float32", "bfloat16", "float16", "dynamic" or "int8". Each format supports
+            some of these, see `kerasdet.export.spec.FormatSpec`.
         verify_images: Images for the comparison: arrays (H, W, 3), PIL images or paths. By default the first four
             calibration images, or generated images if there are none.
-        calibration_images: Images, or folders of image files, on which "int8" measures the ranges of activations.
-        eval_data: Dataset on which the AP of model and export is measured. None: AP is not measured.
+        calibration_images: Arrays (H, W, 3), PIL images, paths of image files or of folders of image files, on which
+            "int8" measures the ranges of activations. Other precisions use none.
+        eval_data: Dataset on which the AP of model and export is measured, see `kerasdet.evaluate`. None: AP is not
+            measured.
         max_ap_drop: Largest allowed loss of AP on `eval_data`, as a difference of AP in 0..1, for boxes, masks and
-            keypoints. This is the most important check of 8-bit exports.
+            keypoints; for a `ProposalNetwork`, of average recall. This is the most important check of 8-bit exports.
         gin_config: Operative gin configuration of the training run, which is stored in the export. None: no
             configuration.
         **options: Options of the format, such as `class_offset` of a SavedModel or `size` of a TFLite file.
@@ -77,8 +80,8 @@ def export_and_verify(
         The path of the export, and a report as a string.
 
     Raises:
-        UserError: If the format or the model does not support an option.
-        OSError: If the path exists, or its folder does not exist.
+        UserError: If the format is unknown, or the format or the model does not support an option.
+        OSError: If `path` exists or cannot be written, or the file of an image does not exist.
         VerificationError: If the export does not run, differs from the model, or loses too much AP.
 
     Example:
@@ -123,7 +126,7 @@ def _check_options(export_format, precision, options):
 
 
 def _export(model, path, export_format, write_options, images, eval_data, max_ap_drop):
-    """Writes and verifies; returns the report."""
+    """Writes and verifies an export; returns the report as a string."""
 
     def write(model, path):
         export_format.write(model, path, **write_options)
@@ -134,7 +137,7 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
         few = write_options.get("calibration_images", [])[:_MOST_CALIBRATION_IMAGES]
         images = images or read_images(few) or sample_images()
         count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-        log.info("Comparing %s with the model, in a process of its own ...", count)
+        log.info("Comparing the export with the model on %s, in a separate process ...", count)
         report = verify_export(model, path, images)
         lines = [_describe(path), f"Run by {export_format.runtime} alone: {report}"]
         if not report.detections:
@@ -255,7 +258,7 @@ def _verify_below_threshold(model, write, path, images):
             "compared. Expected at least one detection. Pass images that contain objects (--verify-images; Python: "
             f"verify_images=), and check that the weights are finite."
         )
-    # An input of fixed size is another image than the model's own: it may have lower scores, and needs no threshold.
+    # At a fixed input size the scores may be lower than those that `detect` found above, so 0 is tried as well.
     for threshold in (0.999 * float(found.scores[:_WANTED].min()), 0.0):
         sensitive = with_score_threshold(model, threshold)
         with tempfile.TemporaryDirectory() as folder:
@@ -316,7 +319,8 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
         model: The detector.
         path: Path of the export of this model.
         data: A dataset, see `kerasdet.evaluate`.
-        max_ap_drop: Largest loss of AP of boxes, masks or keypoints, as a difference of AP in 0..1.
+        max_ap_drop: Largest allowed loss of AP of boxes, masks or keypoints (of average recall for a
+            `ProposalNetwork`), as a difference of AP in 0..1.
 
     Returns:
         A string with both tables and the loss of AP.
@@ -335,7 +339,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
         name = max(lost, key=lost.get)
         raise VerificationError(
             f"{path} reaches {name} {theirs.summary[name]:.3f} on {data.annotations}, the model "
-            f"{ours.summary[name]:.3f}: the export loses more than {max_ap_drop:g}. Choose a finer precision, more "
+            f"{ours.summary[name]:.3f}: the export loses more than {max_ap_drop:g}. Choose a higher precision, more "
             "calibration images or a larger input, "
             "or increase --max-ap-drop (Python: max_ap_drop=)."
         )
@@ -351,7 +355,7 @@ def read_images(images: Sequence) -> list[np.ndarray]:
 
     Returns:
         Arrays (H, W, 3) uint8 RGB. Floats are rounded, because the signature ``encoded`` of a SavedModel takes image
-        files.
+        files, which hold integers.
     """
     if not len(images):
         return []
@@ -362,7 +366,7 @@ def sample_images() -> list[np.ndarray]:
     """Generates example images of two sizes with drawn shapes.
 
     Returns:
-        Arrays (H, W, 3) uint8.
+        Arrays (H, W, 3) uint8 RGB.
     """
     images = []
     for seed, size in enumerate(_SAMPLE_SIZES):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the client against the headers and libraries of an installed TensorFlow: build.sh [OUTPUT] (default ./detect).
-# PYTHON names the Python whose TensorFlow it is, CXX the compiler.
+# The environment variable PYTHON selects the Python that has this TensorFlow (default python3), CXX the compiler (g++).
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 read -r -a flags < <("${PYTHON:-python3}" -c "import tensorflow as tf; print(*tf.sysconfig.get_compile_flags())")

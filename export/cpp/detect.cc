@@ -2,9 +2,10 @@
 //
 //   detect SAVED_MODEL IMAGE...
 //
-// For each image one line with its name and number of detections, then one line a detection: class, score, and ymin,
-// xmin, ymax, xmax as fractions of the image. An image that cannot be read or decoded is named on standard error, and the
-// others go on; the exit status is then 1, and 2 where the model itself does not load.
+// For each image it prints one line with the image's name and number of detections, then one line per detection: class,
+// score, and ymin, xmin, ymax, xmax as fractions of the image. If an image cannot be read or decoded, the program names
+// it on standard error, continues with the other images and exits with status 1. If the model does not load, the exit
+// status is 2.
 
 #include <cstdio>
 #include <fstream>

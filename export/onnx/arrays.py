@@ -68,7 +68,7 @@ def squeeze(c: Converter, op: tf.Operation) -> None:
 
 
 def reshape(c: Converter, op: tf.Operation) -> None:
-    """Converts Reshape. In TensorFlow a size of 0 is an empty axis, in ONNX only with `allowzero`."""
+    """Converts Reshape. In TensorFlow a length of 0 makes an empty axis; in ONNX it does so only with `allowzero`."""
     new_shape = c.static(op.inputs[1])
     allowzero = int(new_shape is None or 0 in new_shape)
     c.set(op.outputs[0], c.builder.add("Reshape", *(c.get(x) for x in op.inputs), allowzero=allowzero))
@@ -156,7 +156,7 @@ def one_hot(c: Converter, op: tf.Operation) -> None:
 
 
 def where(c: Converter, op: tf.Operation) -> None:
-    """Converts Where with a single input."""
+    """Converts Where with a single input, which lists the indices of true elements."""
     c.set(op.outputs[0], c.builder.add("Transpose", c.builder.add("NonZero", c.get(op.inputs[0])), perm=[1, 0]))
 
 

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 OPSET = 17
-_IR_VERSION = 8  # that of opset 17
+_IR_VERSION = 8  # IR version of the ONNX release that introduced opset 17
 _FOLDED_SIZE = 2**16  # elements; larger results are left to the runtime
 _NOT_FOLDED = ("Conv", "ConvTranspose", "Loop", "NonMaxSuppression", "RoiAlign", "Resize", "MaxPool", "ConstantOfShape")
 
@@ -19,7 +19,7 @@ class GraphBuilder:
     """Collects the nodes and constants of an ONNX graph. Values are identified by their names.
 
     Attributes:
-        nodes: Nodes of the graph, or of the loop body that is being built, in their order.
+        nodes: Nodes of the graph, or of the loop body that is being built, in the order of execution.
         constants: Arrays of all constant values, by name.
         scope: Prefix of the names of new nodes: the layer from which they come.
     """

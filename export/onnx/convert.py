@@ -4,7 +4,7 @@ TensorFlow's images are (B, H, W, C), ONNX's are (B, C, H, W). A tensor may ther
 one in each layout. Convolutions produce the ONNX layout, elementwise ops follow their inputs, and a transposition is
 added only where an op needs the other layout.
 
-int32 becomes int64, because shapes and indices are int64 in ONNX.
+All signed integers become int64, because shapes and indices are int64 in ONNX.
 """
 
 import json
@@ -19,14 +19,14 @@ from kerasdet.export.onnx.builder import GraphBuilder
 from kerasdet.keras_compat import function_graph
 
 _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
-AXES_CHANNELS_FIRST = (0, 2, 3, 1)  # axis of (B, H, W, C) -> the same in (B, C, H, W)
+AXES_CHANNELS_FIRST = (0, 2, 3, 1)  # axis of (B, H, W, C) -> position of this axis in (B, C, H, W)
 
 
 class Converter:
     """Converts the operations of a TensorFlow graph one after the other.
 
     Args:
-        library: Maps names of functions to `FunctionDef`s, for loops and functions that
+        library: Maps names of functions to `FunctionDef`s: the bodies of loops, and functions that
             `kerasdet.ops.dispatch.composite` wrapped.
         converters: Maps the type of a TensorFlow operation, such as "Conv2D", to the function that converts it.
 
@@ -77,7 +77,7 @@ class Converter:
         return self.builder.constants.get(name)
 
     def type_of(self, dtype: tf.DType) -> int:
-        """Returns the number by which ONNX identifies an element type."""
+        """Returns the number by which ONNX identifies the element type that replaces a TensorFlow dtype."""
         return helper.np_dtype_to_tensor_dtype(np.dtype(numpy_type(dtype)))
 
     def convert(self, operations: Sequence[tf.Operation]) -> None:

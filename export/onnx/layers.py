@@ -101,7 +101,7 @@ def resize(c: Converter, op: tf.Operation) -> None:
     sizes = c.builder.add("Concat", leading, c.get(size), axis=0)
     mode = "linear" if op.type == "ResizeBilinear" else "nearest"
     centres = "half_pixel" if op.get_attr("half_pixel_centers") else "asymmetric"
-    nearest = "round_prefer_ceil" if centres == "half_pixel" else "floor"  # of the position in the input
+    nearest = "round_prefer_ceil" if centres == "half_pixel" else "floor"  # rounding of positions in the input
     rounding = {} if mode == "linear" else {"nearest_mode": nearest}
     name = c.builder.add("Resize", image, "", "", sizes, mode=mode, coordinate_transformation_mode=centres, **rounding)
     c.set(op.outputs[0], name, True)
@@ -149,7 +149,7 @@ def roi_align(c: Converter, op: tf.Operation) -> None:
         output_height=attributes["output_height"],
         output_width=attributes["output_width"],
         sampling_ratio=attributes["sampling_ratio"],
-        spatial_scale=1.0,  # the boxes come in cells
+        spatial_scale=1.0,  # the boxes are already in cells of the feature map
         coordinate_transformation_mode="half_pixel" if attributes["aligned"] else "output_half_pixel",
     )
     c.set(op.outputs[0], name, True)
@@ -163,7 +163,7 @@ def non_max_suppression(c: Converter, op: tf.Operation) -> None:
     first box comes first.
     """
     attributes, add = c.composite(op)[1], c.builder.add
-    # OpenVINO 2026.4 needs to see that there are four coordinates, and loses sight of it in quantised models.
+    # OpenVINO 2026.4 must infer that boxes have four coordinates, and fails to do so in quantised models.
     boxes, scores = add("Reshape", c.get(op.inputs[0]), c.builder.integers(0, -1, 4)), c.get(op.inputs[1])
     limit = attributes["max_detections"]
     threshold = attributes["score_threshold"]

@@ -25,12 +25,13 @@ class GraphPredictor(Predictor):
 
     Args:
         path: Path of the file or folder.
-        properties: The entries of the file's ``metadata_props``, strings by name.
+        properties: The file's metadata entries, strings by name, see `kerasdet.export.onnx.write`.
 
     Attributes:
         path: Path of the file or folder.
         metadata: Description of the model, a dict that `kerasdet.export.metadata.model_metadata` made. The file stores
             it in the property ``kerasdet``.
+        size: Height and width of the graph's input in pixels. None: the input may have any size.
     """
 
     def __init__(self, path: Path, properties: Mapping[str, str]):
@@ -193,7 +194,8 @@ def read_metadata(path: Path) -> dict:
         The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
-        UserError: If the file has no description.
+        FileNotFoundError: If the file does not exist.
+        UserError: If kerasdet did not write the file, or if onnxruntime is not installed or cannot load the file.
     """
     return parse_metadata(read_properties(path)["kerasdet"], path)
 

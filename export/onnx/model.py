@@ -27,10 +27,13 @@ def convert(
         function: Function of images (B, H, W, 3) that returns a dict of outputs.
         image: Dtype, shape and name of the images.
         precision: "float32" or "float16", see `kerasdet.export.graph.InferenceGraph`.
-        output_order: Names of the first outputs, in their order; all other outputs follow.
+        output_order: Names of the outputs that come first, in this order; all other outputs follow.
 
     Returns:
-        The ONNX model, after ONNX's checker and strict shape inference.
+        The ONNX model, which has passed ONNX's checker and strict shape inference.
+
+    Raises:
+        UserError: If the export to ONNX does not support an op of the function.
     """
     with implementation("onnx"):
         inference = InferenceGraph(function, [image], precision)

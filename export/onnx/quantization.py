@@ -6,8 +6,8 @@ models with a second stage only the neck is quantised: rounding in the backbone 
 selects.
 
 Processors without VNNI instructions add pairs of products in 16 bits, which overflow for large weights and activations.
-Weights of 7 bits (`reduce_range`) would prevent it. Of the tests' random models they help one much (8 instead of 33 of
-100 detections without a partner), and another exceeds the tolerances of the verification with them (26 instead of 18).
+Weights of 7 bits (`reduce_range`) would prevent the overflow, but have mixed effects on the tests' random models: in
+one model, 8 instead of 33 of 100 detections have no partner; in another, 26 instead of 18, which fails verification.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def quantize(model: "onnx.ModelProto", inputs: Iterable[np.ndarray], layers: Col
     Args:
         model: The model in float32.
         inputs: Calibration inputs (1, h, w, 3), on which the ranges of activations are measured.
-        layers: Names of the layers whose convolutions are quantised.
+        layers: Names of the layers whose convolutions are quantised, such as the model's backbone and neck.
 
     Returns:
         The quantised model, in QDQ format.
@@ -75,7 +75,7 @@ def quantize(model: "onnx.ModelProto", inputs: Iterable[np.ndarray], layers: Col
 
 @contextlib.contextmanager
 def _silent_root_logger() -> Iterator[None]:
-    """Hides onnxruntime's advice about the caller's model, and its handler, which would repeat all later warnings."""
+    """Hides onnxruntime's advice about the model, and prevents a root log handler that would repeat later warnings."""
     root, handler = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.addHandler(handler)

@@ -1,8 +1,8 @@
 """Writes ONNX files: one file with weights, decoding and NMS, which uses only ONNX operators.
 
-The input ``image`` is (B, H, W, 3), RGB, 0..255, float32 or uint8; the file contains padding and normalisation. Number
-and size of the images are free, or fixed to one image of a given size. Callers resize images, by the rule in the
-metadata.
+The input ``image`` is (B, H, W, 3), RGB, 0..255, float32 or uint8; the file contains padding and normalisation. The
+input takes any number of images of any size, or one image of a fixed size. Callers resize the images, by the rule in
+the metadata.
 
 | postprocessing | outputs |
 |---|---|
@@ -18,7 +18,7 @@ Entries of ``metadata_props``:
 | ``class_names`` | JSON list, if the model has names |
 | ``input`` | a sentence that explains how to convert an image to the input |
 | ``model`` | ``raw`` only: the model's configuration as JSON |
-| ``config.gin`` | the run's operative configuration, if there is one |
+| ``config.gin`` | the operative gin configuration of the training run, if it is known |
 """
 
 import json
@@ -63,7 +63,7 @@ def export_onnx(
 
     Args:
         model: The detector.
-        path: Path of a new file with the suffix ``.onnx``.
+        path: Path of a new file with the suffix ``.onnx``. Its folder is created if necessary.
         postprocessing: "nms" for detections, "raw" for the outputs of the heads.
         precision: "float32"; "float16" for weights and arithmetic of the network in float16; "int8" for convolutions
             in 8 bits, see `kerasdet.export.onnx.quantization`.
@@ -79,8 +79,10 @@ def export_onnx(
 
     Raises:
         FileExistsError: If `path` exists.
+        OSError: If `path` cannot be written, or the file of a calibration image does not exist.
+        TypeError: If `model` is not a detector.
         UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
-            images, or a package is missing.
+            images, a package is missing, or the export does not support an op of the model.
 
     Example:
         >>> export_onnx(model, "detector.onnx")
@@ -119,12 +121,18 @@ def onnx_model(
         precision: One of `PRECISIONS`.
         size: Height and width of the input in pixels, for a single image. None: any number of images of any size.
         input_type: Dtype of the input's pixels, one of `INPUT_TYPES`.
-        calibration_images: Images with which "int8" determines the ranges of activations.
+        calibration_images: Arrays (H, W, 3), PIL images or paths, on which "int8" measures the ranges of activations.
         gin_config: Operative gin configuration of the training run. None: the export contains no configuration.
         name: Name of the format, for error messages.
 
     Returns:
         The ONNX model.
+
+    Raises:
+        FileNotFoundError: If the file of a calibration image does not exist.
+        TypeError: If `model` is not a detector.
+        UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
+            images, a package is missing, or the export does not support an op of the model.
     """
     checks.check_model(model)
     checks.check_choice(name, "postprocessing", postprocessing, POSTPROCESSING)
@@ -225,7 +233,7 @@ def _properties(model, options, size, gin_config):
 
 
 def _rule(preprocessing: Preprocessing, size) -> str:
-    """Returns a sentence that says how an image is converted to the input."""
+    """Returns the metadata entry ``input``: how an image is converted to the input."""
     if preprocessing.rounding == "square":
         height, width = size or [min(preprocessing.shortest, preprocessing.longest)] * 2
         return f"RGB, 0..255: stretched to {height}x{width} (height x width), kernel {preprocessing.kernel}."

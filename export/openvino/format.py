@@ -33,10 +33,11 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
 
 @contextlib.contextmanager
 def new_version(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Adds a complete version to a folder of OpenVINO Model Server (``folder/1/model.xml``).
+    """Adds a version to a folder of OpenVINO Model Server; the version appears there only when it is complete.
 
     Args:
-        folder: The server's ``--model_path``, a new folder or that of an earlier export.
+        folder: The server's ``--model_path``, a new folder or that of an earlier export. The version becomes the
+            subfolder ``NUMBER``, with ``model.xml``.
 
     Yields:
         The path to which the ``with`` block must write the IR, and the path of the IR after the block.

@@ -9,7 +9,7 @@ from kerasdet.export.onnx.load import GraphPredictor, parse_metadata
 from kerasdet.export.openvino.spec import MODEL_FILE
 from kerasdet.paths import expand
 
-# By default OpenVINO computes in bfloat16 on processors that have it, whatever the file's precision.
+# By default OpenVINO computes in bfloat16 on processors that support it, even if the file is in float32.
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 _ENTRIES = ("kerasdet", "model")
 
@@ -37,7 +37,7 @@ class OpenVinoPredictor(GraphPredictor):
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Runs the graph on the input `pixels` (B, h, w, 3) and returns the outputs by name."""
-        request = self._compiled.create_infer_request()  # one for each call, because several threads may call
+        request = self._compiled.create_infer_request()  # one per call, because several threads may call `run`
         results = request.infer({"image": pixels})
         return {name: np.array(results[name]) for name in self._names}
 
@@ -52,7 +52,7 @@ def read_metadata(path: Path) -> dict:
         The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
-        UserError: If the IR has no description.
+        UserError: If kerasdet did not write the folder, or if OpenVINO is not installed or cannot read the model.
     """
     return parse_metadata(read_properties(path)["kerasdet"], path)
 

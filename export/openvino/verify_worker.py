@@ -13,7 +13,7 @@ import numpy as np
 import openvino
 
 RUNS = 5
-# Without the hint OpenVINO computes in bfloat16 on processors that have it.
+# Without the precision hint OpenVINO computes in bfloat16 on processors that support it.
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
 

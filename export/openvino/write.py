@@ -49,8 +49,10 @@ def export_openvino(
 
     Raises:
         FileExistsError: If `path` is a file or a folder that is not empty.
+        OSError: If `path` cannot be written, or the file of a calibration image does not exist.
+        TypeError: If `model` is not a detector.
         UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
-            images, or a package is missing.
+            images, a package is missing, or the export does not support an op of the model.
 
     Example:
         >>> export_openvino(model, "detector")
@@ -80,7 +82,7 @@ def export_openvino(
     for entry in source.metadata_props:
         converted.set_rt_info(entry.value, ["kerasdet", entry.key])
     path.mkdir(exist_ok=True)
-    # OpenVINO's own compression leaves models with masks or keypoints in float32: the number of their regions depends
-    # on the detections, and what decides a shape keeps its precision. The graph has 16-bit weights already.
+    # OpenVINO's own compression skips ops on which a shape depends. In models with masks or keypoints the number of
+    # regions depends on the detections, so these models would stay in float32. The graph already has 16-bit weights.
     openvino.save_model(converted, path / MODEL_FILE, compress_to_fp16=False)
     return path

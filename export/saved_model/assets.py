@@ -5,8 +5,8 @@
 | ``labels.txt`` | class names, one per line, in the order of class ids from 0 |
 | ``label_map.pbtxt`` | the TF Object Detection API's label map; its ids are the values of ``detection_classes`` |
 | ``model_card.md`` | model, classes, preprocessing, signatures and sizes, for people |
-| ``kerasdet.json`` | the same for programs, such as `kerasdet.load` |
-| ``config.gin`` | the operative configuration of the training run, if there was one |
+| ``kerasdet.json`` | the description of the model for programs, see `kerasdet.export.metadata` |
+| ``config.gin`` | the operative gin configuration of the training run, if it is known |
 """
 
 import json
@@ -30,7 +30,7 @@ def write_assets(
     Args:
         model: The detector.
         path: Path of the folder of the SavedModel.
-        options: Options of the export, including ``class_offset`` and ``precision``.
+        options: Options of the export, including ``class_offset``, ``precision`` and ``max_pixels``.
         signatures: Concrete functions by name of the signature.
         gin_config: Operative gin configuration of the training run. None: the export contains no configuration.
     """

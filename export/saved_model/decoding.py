@@ -1,6 +1,6 @@
-"""Decodes the images of a request into a batch, in the graph.
+"""Decodes the images of a request into a batch, inside the graph.
 
-Sizes are checked before decoding, and errors name the invalid image.
+The number of pixels is checked before an image is decoded, and errors name the invalid image.
 """
 
 import tensorflow as tf
@@ -9,7 +9,7 @@ from kerasdet.data import images as image_ops
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.ops import resize as resize_ops
 
-# To optimise a dataset takes much longer than to run it for the single image that it reads.
+# The datasets here have a single element, and optimising a dataset takes much longer than reading one element.
 _UNOPTIMIZED = tf.data.Options()
 _UNOPTIMIZED.experimental_optimization.apply_default_optimizations = False
 _UNOPTIMIZED.autotune.enabled = False
@@ -23,8 +23,8 @@ def decode_batch(
 
     Args:
         image_bytes: (B,) string, JPEG or PNG files, B at least 1.
-        preprocessing: The model's resize rule.
-        max_pixels: An image with more pixels raises an error before it is decoded.
+        preprocessing: The model's preprocessing, which resizes the images.
+        max_pixels: An image with more pixels than this raises an error before it is decoded.
 
     Returns:
         The images (B, H, W, 3) float32 RGB in 0..255, their heights and widths (B, 2) int32 after resizing and without
@@ -61,7 +61,7 @@ def decode_batch(
 
 
 def _decode(encoded, index, max_pixels):
-    """Decodes one image (H, W, 3) uint8; a failed check names its index."""
+    """Decodes one image to (H, W, 3) uint8; error messages name its index in the request."""
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
     with tf.control_dependencies(
         [_check(tf.io.is_jpeg(encoded) | is_png, "image_bytes[{}] is not a JPEG or PNG file", index)]
@@ -108,8 +108,8 @@ def _jpeg_size(encoded):
 def _attempt(function, encoded):
     """Returns whether a function of an encoded image succeeds, and its results, which are empty if it fails.
 
-    A failed op would end the graph with a message that does not name the image. Inside a dataset, `ignore_errors`
-    catches the failure.
+    Outside a dataset, a failed op would stop the graph with a message that does not name the image. Inside a dataset,
+    `ignore_errors` catches the error.
     """
     result = tf.data.Dataset.from_tensors(encoded).map(function).with_options(_UNOPTIMIZED)
     empty = tuple(tf.zeros([size or 0 for size in spec.shape], spec.dtype) for spec in result.element_spec)

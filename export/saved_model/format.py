@@ -21,7 +21,7 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
     """Runs all signatures of a SavedModel in a process that has only TensorFlow.
 
     Args:
-        model: The detector, whose resize rule is applied to the images for the comparison.
+        model: The detector. Its preprocessing makes the batches for the comparison.
         path: Path of the folder of the SavedModel.
         images: (H, W, 3) uint8 arrays. The signature ``encoded`` gets all images, the other signatures get the first
             image.

@@ -40,7 +40,7 @@ class SavedModelPredictor(Predictor):
             raw_ops()  # loads their library
         try:
             self._loaded = tf.saved_model.load(str(path))
-        except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: variables that are cut off
+        except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: the variables are truncated
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}. Export the model again.") from None
         self.preprocessing = KeepSize()
@@ -101,7 +101,7 @@ def read_metadata(path: Path) -> dict:
         The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
-        UserError: If the SavedModel has no description, or it is damaged.
+        UserError: If the SavedModel has no description, or the description is damaged.
     """
     file = path / "assets" / METADATA_FILE
     if not file.is_file():

@@ -19,7 +19,7 @@ The outputs are those of the TF Object Detection API, all float32:
 | ``num_detections`` | (B,), number of detections without padding |
 | ``detection_masks`` | models with masks: (B, D, S, S), probabilities inside the box |
 | ``detection_keypoints`` | models with keypoints: (B, D, J, 3), (y, x, score), y and x as fractions of the image |
-| ``detection_<name>`` | models with a user's branch: its output, see `kerasdet.models.branch`, in its own type |
+| ``detection_<name>`` | models with a user's branch: its output in its own dtype, see `kerasdet.models.branch` |
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ from kerasdet.models import Detector
 from kerasdet.ops import implementation
 from kerasdet.paths import expand, make_folder
 
-_LARGEST_EXACT = 2**24  # `detection_classes` are float32
+_LARGEST_EXACT = 2**24  # float32, the dtype of `detection_classes`, represents integers exactly up to this one
 
 
 def export_saved_model(
@@ -57,10 +57,11 @@ def export_saved_model(
     Args:
         model: The detector.
         path: Path of a new or empty folder.
-        class_offset: Id of the first class in ``detection_classes``. The TF Object Detection API counts from 1.
+        class_offset: Id of the first class in ``detection_classes``, 0 or more. The TF Object Detection API counts from
+            1.
         precision: Precision of convolutions and matrix products: "float32", "bfloat16" (processors with AVX-512 or AMX,
             TPUs) or "float16" (GPUs). Box decoding and NMS run in float32.
-        max_pixels: A request with an encoded image that has more pixels fails before the image is decoded.
+        max_pixels: If an encoded image has more pixels than this, its request fails before the image is decoded.
         ops: "tensorflow" for stock ops, or "compiled" for kerasdet's compiled ops, which the server must then load.
         gin_config: Operative gin configuration of the training run, which is stored in the assets. None: no
             configuration.
@@ -103,11 +104,11 @@ def export_saved_model(
             return to_tf_od(detections, size, class_offset, model.branch_outputs)
 
         signatures = _signatures(graph.detect, named, model.preprocessing, max_pixels)
-    # A Keras model must be written by `keras.export.ExportArchive`: from `tf.saved_model.save` it comes out as a
-    # SavedModel that loads in Python and fails in C++ ("Resource ... does not exist"; TensorFlow 2.21, Keras 3.15).
-    # Nothing of Keras is left here. `InferenceGraph` is a frozen graph with plain `tf.Variable`s, which this module
-    # owns, and for those `tf.saved_model.save` is the right writer; tests/export/test_cpp.py runs the result in C++.
-    # The module gets the weights only: tracking `graph.detect` would save a second copy of the graph.
+    # A Keras model must be written with `keras.export.ExportArchive`: `tf.saved_model.save` would write a SavedModel
+    # that loads in Python but fails in C++ ("Resource ... does not exist"; TensorFlow 2.21, Keras 3.15). This graph
+    # contains nothing of Keras: `InferenceGraph` is a frozen graph with plain `tf.Variable`s, for which
+    # `tf.saved_model.save` is right; tests/export/test_cpp.py runs the result in C++.
+    # The module gets only the weights: tracking `graph.detect` would save a second copy of the graph.
     root = tf.Module()
     root.weights = graph.weights
     tf.saved_model.save(root, str(path), signatures)
@@ -131,7 +132,7 @@ def _signatures(network: Callable, named: Callable, preprocessing: Preprocessing
         return {name: value[:count] for name, value in named(detections, original_size).items()}
 
     def black_image():
-        """Returns a small batch of one image, because some ops fail on an empty batch."""
+        """Returns a batch of one small image, which replaces an empty batch, because some ops fail on empty batches."""
         side = preprocessing.size_divisor
         size = tf.fill([1, 2], side)
         return tf.zeros([1, side, side, 3]), size, size

@@ -110,7 +110,7 @@ class TFLitePredictor(Predictor):
         """Converts the file's outputs to padded detections of one image.
 
         Args:
-            outputs: Output arrays by name.
+            outputs: Output arrays by name, the result of `run`.
 
         Returns:
             Padded detections, see `kerasdet.inference.padded`: a dict of `boxes` (1, D, 4) yxyx in pixels of the file's
@@ -132,7 +132,8 @@ def read_metadata(path: Path) -> dict:
         The description, a dict; see `kerasdet.export.metadata.model_metadata`.
 
     Raises:
-        UserError: If the file has no description.
+        UserError: If kerasdet did not write the file.
+        OSError: If the file cannot be read.
     """
     return json.loads(_read_files(path)[METADATA_FILE])
 

@@ -36,14 +36,14 @@ def with_metadata(
     """Adds metadata and files to a TFLite file, and puts its outputs into a given order.
 
     Args:
-        flatbuffer: The TFLite file, with one signature.
+        flatbuffer: Contents of the TFLite file, which has one signature.
         name: Name of the model for users.
         description: Description of the model for users.
         order: Names of all possible outputs in the desired order; the file may lack some outputs.
         files: Contents of the files to attach, by name. `LABELS_FILE` holds the class names.
 
     Returns:
-        The new TFLite file.
+        The contents of the new TFLite file.
     """
     schema = tflite_schema()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))

@@ -42,10 +42,13 @@ def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> 
         precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.
 
     Returns:
-        None if the export is possible; otherwise a sentence with the reason and a remedy.
+        None if the export is possible; otherwise the reason and a remedy, for the end of an error message.
     """
     if postprocessing == "postprocess" and not model.supports_decode_all:
-        return "TFLite_Detection_PostProcess decodes anchors and applies NMS per class: choose postprocessing nms"
+        return (
+            "TFLite_Detection_PostProcess takes the boxes of a one-stage model and has no outputs for masks: choose "
+            "postprocessing nms"
+        )
     if postprocessing == "raw" and not model.single_stage:
         return "its second stage reads proposals, which NMS selects: choose postprocessing nms"
     if postprocessing == "raw" and model.branches:
@@ -60,7 +63,7 @@ def encode_for_custom_op(model: Detector, outputs: Mapping, size: tuple[int, int
 
     Args:
         model: A detector that supports `decode_all`.
-        outputs: Result of the model's `call`.
+        outputs: Result of the model's `call` for one image.
         size: Height and width of the image in pixels.
 
     Returns:

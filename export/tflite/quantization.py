@@ -5,8 +5,8 @@ Box decoding and NMS stay in float32.
 | precision | weights | activations |
 |---|---|---|
 | ``float16`` | float16, half the size | float32 |
-| ``dynamic`` | int8, one scale per channel | float32; each convolution rounds its input to int8 by that input's range |
-| ``int8`` | int8, one scale per channel | int8, by the ranges seen on calibration images |
+| ``dynamic`` | int8, one scale per channel | float32; each convolution quantises its input to int8 at run time |
+| ``int8`` | int8, one scale per channel | int8, scaled by the ranges measured on calibration images |
 
 With "int8" the heads' last convolutions stay "dynamic": 8-bit logits with one range for all classes would cost two
 points of AP50 (BCCD, RetinaNet ResNet-18: 0.897 instead of 0.919).
@@ -39,7 +39,7 @@ def lower_precision(
     Args:
         flatbuffer: A TFLite file in float32 whose input is ``image``.
         precision: One of `kerasdet.export.tflite.spec.PRECISIONS`.
-        images: Calibration images for "int8": (H, W, 3) arrays with the shape and dtype of the file's input.
+        images: Calibration images for "int8": (H, W, 3) arrays with the size and dtype of the file's input.
         scopes: Names of layers in which "int8" also quantises additions, pooling and similar ops, except inside norms.
 
     Returns:

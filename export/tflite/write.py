@@ -54,9 +54,9 @@ def export_tflite(
         postprocessing: "nms" for built-in ops with the model's own rules, "postprocess" for the custom op
             ``TFLite_Detection_PostProcess``, "raw" for the outputs of the heads.
         precision: "float32", "float16", "dynamic" or "int8", see `kerasdet.export.tflite.quantization`.
-        size: Height and width of the input in pixels. None: `shortest` and `longest` of the model's resize rule; the
-            width is at most 5/3 of the height, the ratio of COCO's rule (800, 1333). Choose the aspect ratio of your
-            images, because the rest of the input is padding.
+        size: Height and width of the input in pixels. None: the height is `shortest` and the width `longest` of the
+            model's resize rule, but at most 5/3 of the height, the ratio of COCO's rule (800, 1333). Choose the aspect
+            ratio of your images, because the rest of the input is padding.
         input_type: Dtype of the input's pixels, "float32" or "uint8".
         calibration_images: A few dozen images that are typical for the model, as arrays (H, W, 3), PIL images or paths.
             "int8" needs these images to determine the ranges of activations.
@@ -68,7 +68,8 @@ def export_tflite(
 
     Raises:
         FileExistsError: If `path` exists.
-        OSError: If `path` cannot be written.
+        OSError: If `path` cannot be written, or the file of a calibration image does not exist.
+        TypeError: If `model` is not a detector.
         UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
             images, a package is missing, or TFLite lacks an op of the model.
 
@@ -134,16 +135,16 @@ def _check_options(model, postprocessing, precision, input_type, calibration_ima
 
 
 def convert_detector(model: Detector, postprocessing: str, size: tuple[int, int], input_type: str) -> bytes:
-    """Converts a detector in float32.
+    """Converts a detector to a TFLite file in float32.
 
     Args:
         model: The detector.
         postprocessing: One of `kerasdet.export.tflite.spec.POSTPROCESSING`.
         size: Height and width of the input in pixels.
-        input_type: Type of the input's pixels, "float32" or "uint8".
+        input_type: Dtype of the input's pixels, "float32" or "uint8".
 
     Returns:
-        The TFLite file, without metadata.
+        The contents of the TFLite file, without metadata.
 
     Raises:
         UserError: If TFLite lacks an op of the model.

@@ -1,4 +1,4 @@
-"""Runs the command line: ``kerasdet train | eval | predict | export | convert | inspect | analyze``.
+"""Runs the command line: ``kerasdet train | eval | predict | export | convert | inspect | analyze | zoo | data``.
 
 `parser` defines the options, `commands` runs the commands, `report` prints errors. TensorFlow is imported only after
 the arguments are parsed, so that ``--help`` and usage errors respond immediately.
@@ -30,11 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kerasdet. 130: Ctrl-C. 141: the program that reads the output, such as ``head``, has ended.
 
     Raises:
-        SystemExit: For ``--help`` (code 0), usage errors (2), and after SIGTERM (143).
+        SystemExit: For ``--help`` (code 0) and usage errors (2), after SIGTERM (143), and with the exit code of a
+            worker of ``train --workers`` that failed.
     """
     options = make_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the encoding of the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have letters that the terminal cannot show
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kerasdet").setLevel(logging.INFO)
     try:
@@ -79,7 +80,7 @@ def _exiting_on_sigterm():
 
 
 def _import_tensorflow_quietly():
-    """Imports TensorFlow and looks for devices without the lines that this prints.
+    """Imports TensorFlow and lists its devices, without the messages that TensorFlow then prints.
 
     TF_CPP_MIN_LOG_LEVEL=2 hides the advice of cpu_feature_guard and oneDNN, but not "All log messages before
     absl::InitializeLog()" and "failed call to cuInit", which `tensorflow` 2.21 prints on machines without a GPU.

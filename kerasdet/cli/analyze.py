@@ -54,7 +54,7 @@ def analyze(
             require_model(path)
     models = [path for path in named if not _is_results(path)]
     if options.images and not _is_coco_file(options.data):
-        raise UserError("--images was given without --data, the file of COCO annotations: pass both or neither.")
+        raise UserError("--images needs --data with a file of COCO annotations (.json): pass both or neither.")
     if options.split and not options.data:
         raise UserError("--split was given without --data, the dataset that has the split: pass both or neither.")
     if not options.data and not models:
@@ -144,7 +144,7 @@ def _of_dataset(dataset):
 
 
 def _with_classes(truth, predictors):
-    """Gives the classes of the data the order of the models' classes."""
+    """Reorders the classes of the data as the models order them."""
     for path, predictor in predictors.items():
         if predictor.num_classes is None:
             raise UserError(

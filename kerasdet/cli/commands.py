@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: For a mistake of the user. `kerasdet.cli.report` also recognises mistakes in other errors.
         SystemExit: With the exit code of a worker that failed.
     """
-    # Whole stacks for --debug; `report` also needs the frame that raised, which Keras and TensorFlow cut away
+    # --debug shows whole stack traces, and `report` needs the frame that raised; Keras and TensorFlow cut frames away
     keras.config.disable_traceback_filtering()
     tf.debugging.disable_traceback_filtering()
     commands = {
@@ -86,7 +86,7 @@ def _check_training_data(recipe):
         return
     if isinstance(path, str) and not expand(path, "TRAIN_ANNOTATIONS").exists():
         raise FileNotFoundError(
-            f"The file {path} does not exist, the training data of {recipe} (TRAIN_ANNOTATIONS). Pass your dataset "
+            f"The file {path}, the training data of {recipe} (TRAIN_ANNOTATIONS), does not exist. Pass your dataset "
             "with --data, or set TRAIN_ANNOTATIONS and EVAL_ANNOTATIONS."
         )
 
@@ -174,7 +174,7 @@ def _evaluation_data(model):
         if file is not None and file.is_file():
             config.load(file)
             return config.eval_data()
-    raise UserError(f"{model} has no config.gin, which names the dataset to evaluate on: pass --data or --annotations.")
+    raise UserError(f"{model} has no config.gin, which names the dataset to evaluate on: pass a dataset with --data.")
 
 
 def _load(path, load=load_predictor):

@@ -1,4 +1,4 @@
-"""Defines the options of ``kerasdet data``. It imports no TensorFlow, so that usage errors are reported immediately."""
+"""Defines the options of ``kerasdet data``, without importing TensorFlow: usage errors are reported immediately."""
 
 import argparse
 import csv
@@ -110,7 +110,9 @@ def _shares(text):
         except ValueError:
             raise argparse.ArgumentTypeError(f"{item!r} is not NAME=SHARE, such as train=0.8") from None
     if len(shares) < len(text.split(",")) or not all(name.replace("_", "").isalnum() for name in shares):
-        raise argparse.ArgumentTypeError(f"{text!r} needs different part names, of letters and digits")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has a repeated or invalid part name: expected different names of letters, digits and _"
+        )
     return shares
 
 

@@ -27,7 +27,7 @@ def image_files(words: Iterable[str]) -> list[str]:
 
     Raises:
         UserError: If a folder contains no image, a glob matches no file, a list cannot be read, or a text file lacks
-            its @.
+            its @, or for videos and URLs.
     """
     return [path for word in words for path in _expand(word, with_videos=False)]
 
@@ -44,7 +44,8 @@ def media_files(words: Iterable[str]) -> list[str]:
         Paths, URLs and camera numbers, in the order of the arguments.
 
     Raises:
-        UserError: If a folder contains no image, a glob matches no file, or a list cannot be read.
+        UserError: If a folder contains no image, a glob matches no file, a list cannot be read, or a text file lacks
+            its @.
     """
     return [path for word in words for path in _expand(word, with_videos=True)]
 

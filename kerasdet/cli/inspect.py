@@ -17,6 +17,9 @@ def inspect(options: argparse.Namespace) -> None:
 
     Args:
         options: Parsed options with `data`, `config`, `overrides` and `out`.
+
+    Raises:
+        UserError: If the dataset or the recipe is invalid, or overrides are given without a recipe.
     """
     check_library()
     check_suffix(options.out)

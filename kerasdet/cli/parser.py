@@ -12,8 +12,8 @@ from kerasdet.cli.data_parser import add_data
 from kerasdet.export.formats import default_spec, specs
 
 _CLASSES_HELP = (
-    ". For a .keras file of your own classes, the modules that a config.gin beside it imports are imported first; "
-    "put the folder of these modules on PYTHONPATH"
+    ". If a .keras file uses Python classes of your own, the modules that a config.gin beside it imports are imported "
+    "first; put the folder of these modules on PYTHONPATH"
 )
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "

@@ -190,7 +190,7 @@ def _names(paths):
     single = {stem for stem, count in Counter(stem.casefold() for stem in stems).items() if count == 1}
     for index, stem in enumerate(stems):
         name = stem if stem.casefold() in single else f"{index:03d}_{stem}"
-        while stem.casefold() not in single and name.casefold() in single:  # of a file that has such a name itself
+        while stem.casefold() not in single and name.casefold() in single:  # another file already has this name
             name = f"_{name}"
         names.append(name)
     return names

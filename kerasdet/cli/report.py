@@ -14,7 +14,8 @@ _PACKAGE = Path(kerasdet.__file__).parent
 # `kerasdet.export` is a link to another folder in a working tree
 _FOLDERS = tuple(f"{folder}/" for folder in {_PACKAGE, _PACKAGE.resolve(), (_PACKAGE / "export").resolve()})
 _RAISE = dis.opmap["RAISE_VARARGS"]
-# gin adds the function that it was calling; a TypeError inside one of these is not a wrong argument
+# gin appends the name of the function that it was calling to an error. These functions run for long, so a TypeError in
+# one of them need not come from a wrong argument.
 _LONG_CALLS = ("train", "evaluate")
 
 

@@ -1,4 +1,4 @@
-"""Hides what libraries write to standard error while they are imported."""
+"""Hides the messages that libraries write to standard error while they are imported."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ def hidden_stderr() -> Iterator[None]:
     If the block raises an exception, the output is printed after all.
 
     Yields:
-        Nothing.
+        None.
     """
     sys.stderr.flush()
     original = os.dup(2)

@@ -1,4 +1,4 @@
-"""Reads gin files, and builds what they describe. No other package imports gin.
+"""Reads gin files, and builds the objects that they describe. No other package imports gin.
 
 A gin file sets arguments of the classes and functions in `SURFACE` by ``Name.argument = value``. Objects that Python
 code constructs ignore gin.

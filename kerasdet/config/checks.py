@@ -72,7 +72,7 @@ def has_effect(target: str, used: Collection[Part]) -> bool:
         used: Result of `used_parts`.
 
     Returns:
-        False for a binding without effect.
+        True if the binding has an effect.
     """
     scope, _, name = part_of(target).rpartition("/")
     if name.startswith("%"):
@@ -173,14 +173,14 @@ def check_includes(path: Path, find: Callable[[str], str | None], read: Callable
 
 
 def check_circles(references: Mapping[Part, Collection[Part]], path: Path) -> None:
-    """Checks that no macro and no argument of a class leads back to itself, which would never end.
+    """Checks that no macro, class or function refers to itself, directly or through others.
 
     Args:
         references: Maps each part to the parts to which its bindings refer, as for `used_parts`.
         path: Path of the gin file, for the error message.
 
     Raises:
-        UserError: If a macro or a class depends on itself.
+        UserError: If a macro, class or function depends on itself.
     """
     for part in sorted(_reach(references, references)):
         if part in _reach(references, _inner(references, part)):
@@ -295,7 +295,7 @@ def check_called(name: str, value: Any, references: Sequence[Any], item: Callabl
 
 
 def _called(text):
-    """Returns a reference such as "@AdamW" to a class with the brackets that make an object."""
+    """Appends the parentheses that make an object to a reference to a class, such as "@AdamW"."""
     is_class = text.startswith("@") and text.rpartition("/")[2].lstrip("@")[:1].isupper() and not text.endswith(")")
     return f"{text}()" if is_class else text
 

@@ -78,6 +78,6 @@ def _open_included(path):
     return open(_expand_included(path), encoding="utf-8-sig")  # Windows' editors begin a file with a byte order mark
 
 
-# gin 0.5.0 also takes the folder of an include for a Python package, and raises a TypeError if it is one without
-# __init__.py, such as a folder `dataset` of the user in the working folder. It has no public way to drop a reader.
+# gin 0.5.0 also takes the folder of an included file for a Python package, and raises a TypeError if the folder has no
+# __init__.py, such as a user's folder `dataset` in the working folder. It has no public way to drop a reader.
 gin.config._FILE_READERS[:] = [(_open_included, lambda path: os.path.isfile(_expand_included(path)))]

@@ -1,4 +1,4 @@
-"""Values of macros, and checks of them."""
+"""Reads the values of macros and checks them."""
 
 import math
 import re
@@ -12,7 +12,8 @@ from kerasdet.errors import UserError
 
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-READ_BY_KERASDET = (*OPTIONAL, "DATA", "CLASSES", "NUM_CLASSES", "PRECISION", "SEED")  # used without a reference
+# Macros that kerasdet reads itself, so that they have an effect even if no binding refers to them
+READ_BY_KERASDET = (*OPTIONAL, "DATA", "CLASSES", "NUM_CLASSES", "PRECISION", "SEED")
 WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
 
 
@@ -23,10 +24,10 @@ def macro(name: str) -> Any:
         name: Name of the macro, such as "BATCH_SIZE".
 
     Returns:
-        The value of the macro, or its default if the file does not set it.
+        The value of the macro, or its default in `OPTIONAL` if the configuration does not set it.
 
     Raises:
-        ValueError: If the configuration has no such macro.
+        ValueError: If the configuration does not set the macro, and it has no default.
     """
     try:
         return gin.query_parameter(f"%{name}")
@@ -43,7 +44,10 @@ def is_set(name: str) -> bool:
         name: Name of the macro.
 
     Returns:
-        False if the value is still required.
+        False if the value is still %gin.REQUIRED.
+
+    Raises:
+        ValueError: If the configuration does not set the macro, and it has no default.
     """
     return "gin.REQUIRED" not in repr(macro(name))
 
@@ -91,10 +95,11 @@ def used_macros() -> list[str]:
 
 
 def find_references() -> dict[Part, list[Part]]:
-    """Finds what the bindings of the current configuration refer to.
+    """Finds the classes, functions and macros to which the bindings of the current configuration refer.
 
     Returns:
-        Maps each part to the parts to which its bindings refer, as `kerasdet.config.checks.used_parts` expects it.
+        Maps each part to the parts to which its bindings refer, in the form that `kerasdet.config.checks.used_parts`
+        takes.
     """
     references = {}
     for (scope, selector), values in gin.config._CONFIG.items():
@@ -109,7 +114,7 @@ def find_references() -> dict[Part, list[Part]]:
 
 
 def check_own_macros(text: str) -> None:
-    """Rejects macros that a file sets but does not use, because a misspelt macro would have no effect.
+    """Rejects macros that a file sets but nothing uses, because a misspelt macro would have no effect.
 
     Args:
         text: Contents of the file.

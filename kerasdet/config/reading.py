@@ -48,8 +48,8 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     Args:
         config: Path of a gin file or of a run's folder, or the name of a recipe of kerasdet, with or without ``.gin``.
         overrides: Strings such as ``MACRO=value`` or ``Name.argument=value``. String values need no quotes.
-            ``DATA=path`` replaces the data of the file by a dataset of any format, and sets the number of classes from
-            it; see ``gin_configs/dataset/folder.gin``.
+            ``DATA=path`` replaces the data of the file with a dataset of any format, and sets NUM_CLASSES to its number
+            of classes; see ``gin_configs/dataset/folder.gin``.
         defaults: Values by macro name. They are used for macros that neither the file nor the overrides set.
 
     Raises:
@@ -134,7 +134,7 @@ def import_failure(statement: str, reason: str | Exception) -> str:
 
     Args:
         statement: Line of the gin file, such as "import my_package.backbones".
-        reason: What Python says.
+        reason: Python's error, or its message.
 
     Returns:
         The message, without the name of the gin file.

@@ -1,4 +1,4 @@
-"""Builds what the current configuration describes: a run, a dataset, a model."""
+"""Builds the run, the dataset or the model that the current configuration describes."""
 
 import importlib
 import re
@@ -20,7 +20,7 @@ _REQUIRED = ("model", "data", "optimizer", "steps", "batch_size", "out_dir")  # 
 
 
 def train() -> keras.Model:
-    """Trains the configured model and writes the operative configuration to ``config.gin`` in its OUT_DIR.
+    """Trains the configured model, and saves the configuration as ``config.gin`` in OUT_DIR.
 
     Returns:
         The trained model.
@@ -84,8 +84,7 @@ def eval_data() -> data.CocoDataset:
         reference = None
     if reference is None:
         raise UserError(
-            "The configuration has no Validation.data, the dataset to evaluate on: pass a dataset with --data or "
-            "--annotations."
+            "The configuration has no Validation.data, the dataset to evaluate on: pass a dataset with --data."
         )
     return reference.scoped_configurable_fn()
 

@@ -1,4 +1,4 @@
-"""The classes and functions that gin files can configure.
+"""Lists the classes and functions that gin files can configure.
 
 Objects that Python code constructs ignore gin. A class or function becomes configurable by its line in `SURFACE`.
 """
@@ -120,4 +120,4 @@ def _register(item):
 ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
 INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
 ITEMS: dict[str, Callable] = {item.__name__: item for item in SURFACE}
-CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}  # what gin makes of them
+CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}  # gin's versions, which apply the bindings

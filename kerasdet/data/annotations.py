@@ -33,7 +33,7 @@ from kerasdet.geometry import rle
 # Text in the log for each kind of change
 CHANGES = {
     "moved_files": "images found under another path",
-    "missing_sizes": "image sizes read from the files",
+    "missing_sizes": "image sizes read from the image files",
     "infinite_boxes": "boxes dropped because they have NaN or infinite values",
     "converted_values": "values converted to the right type",
     "repeated_images": "repeated images merged",
@@ -41,24 +41,25 @@ CHANGES = {
     "repeated_names": "class names that several categories share",
     "similar_names": "class names that differ only in case",
     "repeated_files": "image files that several images share",
-    "unnamed_categories": "categories without a name, which are named by their id",
+    "unnamed_categories": "categories without a name, named by their id",
     "grouping_categories": "categories left out because they have no objects and only group others",
     "background_categories": "classes for the background, which have no objects and which detectors do not need",
     "orphaned_annotations": "annotations dropped because their image is not in the file",
     "missing_boxes": "missing boxes computed from the masks",
     "replaced_areas": "areas replaced by the areas of the boxes",
     "flat_polygons": "polygons converted to COCO's form",
-    "short_polygons": "objects with polygons of fewer than three points, which were dropped",
-    "odd_polygons": "polygons with an odd number of values, whose last value was dropped",
+    "short_polygons": "objects that lost polygons of fewer than three points",
+    "odd_polygons": "objects with polygons of an odd number of values, whose last value was dropped",
     "masks_outside_boxes": "masks outside their boxes",
     "keypoints_outside_boxes": "objects whose keypoints lie outside their boxes",
-    "contradicting_counts": "objects whose num_keypoints is not the number of their labelled keypoints, which was used",
-    "unnamed_keypoints": "keypoints dropped because their category has none",
+    "contradicting_counts": "objects whose num_keypoints is wrong (the labelled keypoints were counted)",
+    "unnamed_keypoints": "objects whose keypoints were dropped because their category defines none",
     "skeletons_from_0": "skeletons whose keypoints are counted from 0",
     "bad_objects": "unreadable annotations left out",
 }
 TYPE_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # COCO's types of geometry, in messages
-_GROUP_OF = ("IsGroupOf", "isgroupof", "is_group_of")  # of Open Images and of converters; the last one wins
+# Keys of Open Images and of converters to COCO. If an annotation has several of them, the last one is used.
+_GROUP_OF = ("IsGroupOf", "isgroupof", "is_group_of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Contents:
             if the file has it. If masks were read, `segmentation` is the result of `read_segmentation`. If keypoints
             were read, `keypoints` is a list of 3 J numbers (x, y, visibility), or None.
         changes: Counts the values that had to be converted or repaired.
-        bad: Indices of the annotations that cannot be read, in the file's list. Always empty with
+        bad: Indices, in the file's list, of the annotations that cannot be read. Always empty with
             ``on_bad_object="error"``.
     """
 
@@ -87,7 +88,7 @@ class Contents:
 
 
 class GroundTruth(dict):
-    """Holds the contents of a COCO file, a dict, with the name of the file for error messages.
+    """Holds the contents of a COCO file as a dict, and the name of the file for error messages.
 
     Args:
         contents: The lists `images`, `annotations` and `categories` by name.
@@ -146,10 +147,12 @@ def read_contents(
             annotations and leaves them out.
 
     Returns:
-        The contents of the file. Entries keep their order, and any keys that COCO does not define.
+        The contents of the file. Images and annotations keep their order; categories are sorted by id. Entries keep
+        keys that COCO does not define.
 
     Raises:
-        UserError: If a value cannot be read. The message names the file and the item.
+        UserError: If a value cannot be read, or `strict` is set and a value would be converted. The message names the
+            file and the item.
     """
     source = os.fspath(source)
     if on_bad_object not in ("error", "skip"):
@@ -234,12 +237,12 @@ def _images(items, changes):
     for number, item in enumerate(items):
 
         def name(number=number):
-            return f"image number {number}"
+            return f"images[{number}]"
 
         image_id = changes.convert(item.get("id"), as_int, name, "id")
         if image_id is None:
             raise UserError(
-                f'{changes.source}: image number {number} is {show(dict(item))}; expected an integer "id" and a '
+                f'{changes.source}: images[{number}] is {show(dict(item))}; expected an integer "id" and a '
                 '"file_name". Add them to the file.'
             )
         sides = {key: _side(item.get(key), image_id, key, changes) for key in ("height", "width")}
@@ -273,7 +276,7 @@ def _side(value, image_id, key, changes):
 
 
 class _AnnotationReader:
-    """Reads annotations one by one."""
+    """Reads annotations one by one. If `check_runs` is set, `read` also checks the run lengths of RLE masks."""
 
     def __init__(self, images, categories, changes, masks, keypoints, check_runs):
         self.images, self.categories, self.changes = images, categories, changes
@@ -288,6 +291,9 @@ class _AnnotationReader:
         Returns:
             A copy of the annotation with values of the right types; None if its image is not in the file or its box is
             not finite.
+
+        Raises:
+            UserError: If a value cannot be read.
         """
 
         def name():
@@ -305,7 +311,7 @@ class _AnnotationReader:
             result[key] = self._flag(annotation.get(key), key, name)
         for key in _GROUP_OF:
             if key in annotation:
-                value = annotation[key]  # true and false are the usual values
+                value = annotation[key]  # true and false are usual, so they do not count as converted
                 result["is_group_of"] = self._flag(int(value) if isinstance(value, bool) else value, key, name)
         if self.masks:
             result["segmentation"] = self._segmentation(annotation, name)
@@ -445,7 +451,7 @@ class _AnnotationReader:
 
 
 def _is_outside(segmentation, box):
-    """Returns whether a polygon does not touch its box, which happens if its coordinates are swapped or relative."""
+    """Returns whether polygons lie outside their box, for example because x and y are swapped or not in pixels."""
     if not isinstance(segmentation, list):
         return False
     mask = box_of(segmentation)
@@ -453,18 +459,18 @@ def _is_outside(segmentation, box):
 
 
 def _labelled(keypoints):
-    """Returns x and y of the labelled keypoints in a flat list, which may be None."""
+    """Returns a list [x, y] for each labelled keypoint; `keypoints` is COCO's flat list, or None."""
     values = keypoints or []
     return [values[i : i + 2] for i in range(0, len(values), 3) if values[i + 2] > 0]
 
 
 def _is_near(point, box):
-    """Returns whether a keypoint lies in its box, or close to it."""
+    """Returns whether a keypoint lies in its box, or within a quarter of the box's sides around it."""
     return all(box[i] - box[i + 2] / 4 - 1 <= point[i] <= box[i] + 1.25 * box[i + 2] + 1 for i in (0, 1))
 
 
 def _flat_keypoints(values):
-    """Converts keypoints to a flat list of numbers, from nested lists, strings, or null for unlabelled keypoints."""
+    """Converts nested lists, strings and nulls of unlabelled keypoints to a flat list; returns None for other input."""
     items = as_list(values) or []
     if any(isinstance(item, list | tuple) for item in items):
         items = [value for item in items for value in (item if isinstance(item, list | tuple) else [item])]

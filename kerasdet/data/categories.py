@@ -7,11 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from kerasdet.data.values import Changes, as_float, as_int, as_list, is_missing, show
 from kerasdet.errors import UserError
 
-UNUSED = (
-    "N/A"  # name of a class without objects in training, such as torchvision's classes at ids that COCO does not use
-)
+# Name of unused classes of a model. torchvision's models have such classes at the ids that COCO skips.
+UNUSED = "N/A"
 
-# Line breaks, control characters and halves of surrogate pairs, which lists of classes and XML cannot hold
+# Line breaks, control characters and unpaired surrogates, which class lists and XML cannot hold
 _UNPRINTABLE = re.compile(r"\s*[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+\s*")
 
 _logger = logging.getLogger("kerasdet.data")
@@ -36,12 +35,12 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
     for number, item in enumerate(items):
 
         def name(number=number):
-            return f"category number {number}"
+            return f"categories[{number}]"
 
         category_id = changes.convert(item.get("id"), as_int, name, "id")
         if category_id is None:
             raise UserError(
-                f'{changes.source}: category number {number} is {show(dict(item))}; expected an integer "id" and a '
+                f'{changes.source}: categories[{number}] is {show(dict(item))}; expected an integer "id" and a '
                 'string "name". Add them to the file.'
             )
         category = {**item, "id": category_id, "name": _category_name(item.get("name"), category_id, changes)}
@@ -72,8 +71,9 @@ def match_classes(
 ) -> list[int | None]:
     """Finds the class of a dataset that corresponds to each class of a model.
 
-    Classes match by name. If no name is the same, they match by order, with a warning: a dataset may have translated
-    names.
+    Classes match by name. Names that differ only in case also match, with a warning. If the dataset has K classes too,
+    and every common name has the same index in both lists, all classes match by index, with a warning if names differ:
+    the dataset may have translated names.
 
     Args:
         names: Names of the dataset's classes, in the order of the class ids.
@@ -82,11 +82,11 @@ def match_classes(
         source: Path or name of the dataset for error messages.
 
     Returns:
-        K indices into `names`, one for each class of the model; None for a class that the dataset does not have. Names
-        that differ only in case also match, with a warning.
+        K indices into `names`, one for each class of the model; None for a class that the dataset does not have.
 
     Raises:
-        UserError: If the dataset has objects of a class that the model does not have.
+        UserError: If the dataset has objects of a class that the model does not have, or the classes must be matched by
+            name but two have the same name.
     """
     model_names = list(model_names)
     names, present = _in_case_of(list(names), model_names, present, source)
@@ -118,7 +118,7 @@ def _in_case_of(names, model_names, present, source):
         if name not in model_names and own.count(key) == 1 and models.count(key) == 1
     }
     if as_model:
-        pairs = ", ".join(f"{name} as {other}" for name, other in as_model.items())
+        pairs = ", ".join(f"{name} is read as {other}" for name, other in as_model.items())
         _logger.warning("%s names classes in another case than the model: %s.", source, pairs)
     return [as_model.get(name, name) for name in names], {as_model.get(name, name) for name in present}
 
@@ -143,14 +143,14 @@ def _category_name(value, category_id, changes):
 
 
 def _category_keypoints(category, changes):
-    """Returns the names of the keypoints of a category."""
+    """Returns the names of a category's keypoints, as a dict to merge into the category."""
     where, listed = f"category {category['id']}", category.get("keypoints")
     if is_missing(listed):
         return {"keypoints": []}
     names = as_list(listed) if not isinstance(listed, str) else None
     if names is None or not all(isinstance(each, str) or as_int(each) is not None for each in names):
         raise UserError(
-            f'{changes.source}: the "keypoints" of {where} are not a list; expected a list of names. Change '
+            f'{changes.source}: the "keypoints" of {where} are {show(listed)}; expected a list of names. Change '
             '"keypoints".'
         )
     if not all(isinstance(each, str) for each in names):
@@ -162,7 +162,7 @@ def read_skeleton(category: Mapping, changes: Changes) -> tuple[tuple[int, int],
     """Reads the skeleton of a category. COCO counts keypoints from 1; some tools count from 0, which is detected.
 
     Args:
-        category: Entry of `read_categories` with the names of its keypoints.
+        category: Category from `read_categories` with `keypoints`, the names of its keypoints.
         changes: Counts the values that had to be converted or repaired.
 
     Returns:
@@ -189,7 +189,7 @@ def read_skeleton(category: Mapping, changes: Changes) -> tuple[tuple[int, int],
 
 
 def _pairs(value):
-    """Returns pairs of integers, or None if the value is something else."""
+    """Converts a value to a list of pairs of integers; returns None if that is not possible."""
     pairs = [as_list(pair) for pair in as_list(value) or [None]]
     if any(pair is None or len(pair) != 2 or None in map(as_int, pair) for pair in pairs):
         return None
@@ -198,6 +198,8 @@ def _pairs(value):
 
 def without_groups(categories: Mapping[int, dict], used: Collection[int], changes: Changes) -> list[dict]:
     """Removes the category that Roboflow adds, which has no objects and is only the supercategory of other categories.
+
+    A class named "background" without objects is counted and kept.
 
     Args:
         categories: Result of `read_categories`.

@@ -14,10 +14,10 @@ from kerasdet.data.recognise import Source, open_dataset, recognise
 from kerasdet.data.records import Record
 from kerasdet.errors import UserError
 
-_MAX_NAMED = 10
+_MAX_NAMED = 10  # number of items that a line of the report names
 _RARE = 10  # the report names classes with fewer objects
 _PHRASES = {**NOTES, **CHANGES, **REPAIRS}
-_HARMLESS = ("difficult_boxes",)
+_HARMLESS = ("difficult_boxes",)  # kinds of notes that are no errors even in strict mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +78,10 @@ def check(path: str | os.PathLike, *, strict: bool = False) -> Report:
 
     Args:
         path: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
-        strict: Whether repaired and dropped values are listed as errors and not as notes.
+        strict: Whether repaired and dropped values are listed as errors instead of notes.
 
     Returns:
-        The report. It lists up to 200 bad images and annotations of each split.
+        The report. It lists up to 200 bad images and up to 200 bad annotations of each split.
 
     Raises:
         FileNotFoundError: If the path does not exist.
@@ -144,8 +144,8 @@ def _across(splits):
         notes.append(f"near duplicates in {_listed([f'{name} ({path})' for name, path in pair.items()])}")
     if shared:
         notes.append(
-            f"{len(shared)} images are in several splits, which makes the AP too high: split the data with `kerasdet "
-            "data split`, which keeps near duplicates together"
+            f"{len(shared)} groups of near duplicates are in several splits, which makes the AP too high: split the "
+            "data with `kerasdet data split`, which keeps near duplicates together"
         )
     return notes
 

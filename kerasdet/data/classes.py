@@ -22,7 +22,7 @@ def check_class_list(lines: Sequence[str], path: Path) -> None:
         path: Path of the file, for error messages.
 
     Raises:
-        UserError: If a line starts with an id, or the file is in another format.
+        UserError: If the lines start with ids, or the file is in another format.
     """
     what = None
     if path.suffix.lower() in _OTHER_SUFFIXES:
@@ -63,7 +63,8 @@ def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> di
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file with category ids 1..K.
 
     Raises:
-        UserError: If the dataset lacks a named class, or no class is left.
+        UserError: If `classes` is neither a list nor a mapping of names, the dataset lacks a named class, or no class
+            is left.
     """
     old = sorted(data["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in old]

@@ -23,7 +23,7 @@ class CocoDataset(Dataset):
             contains the first image: `images` next to the JSON, and the folder of the JSON itself (Roboflow). For a
             JSON named ``X_NAME.json``, also `images/NAME`, `images` and `NAME` beside the folder of the JSON (COCO,
             CVAT).
-        keep_images_without_objects: Whether to keep images without objects to train on, see `Dataset`.
+        keep_images_without_objects: Whether to keep images that have no object to train on, see `Dataset`.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         masks: Whether to read the segmentations.
@@ -33,7 +33,7 @@ class CocoDataset(Dataset):
             as float32 under the same keys.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
             strings.
-        max_pixels: Images with more pixels than this count as damaged.
+        max_pixels: Images with more pixels than this count as damaged. Default: Pillow's limit, about 179 million.
 
     Raises:
         FileNotFoundError: If the JSON or the folder does not exist.
@@ -68,14 +68,14 @@ class CocoDataset(Dataset):
             strict=strict,
             max_pixels=max_pixels,
         )
-        self._data = None  # the polygons of COCO fill gigabytes
+        self._data = None  # COCO's polygons take gigabytes of memory; `_contents` reads them again
 
     def _contents(self) -> dict:
         return read_json(self.annotations)
 
 
 def _find_folder(path, data):
-    """Returns the folder, of the usual ones beside the JSON and above it, that contains the first image."""
+    """Returns the first usual folder that contains the first image; if there is none, the first folder that exists."""
     beside, above = path.parent, path.parent.parent
     part = path.stem.rsplit("_", 1)[-1]
     folders = [beside / "images", beside, above / "images" / part, above / "images", above / part]

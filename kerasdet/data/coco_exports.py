@@ -14,18 +14,22 @@ from kerasdet.errors import UserError
 
 _HEAD = 1 << 16  # number of bytes from which the kind of a large file is recognised
 _LARGE = 1 << 25  # size in bytes; larger files are recognised by their beginning
-_OTHER_TASKS = ("captions", "image_info", "stuff", "panoptic", "person_keypoints")  # names in COCO's own archives
+# Beginnings of the names of COCO's own files for other tasks
+_OTHER_TASKS = ("captions", "image_info", "stuff", "panoptic", "person_keypoints")
 _IMAGE_FOLDERS = ("images", "data", "imgs", "img", "JPEGImages")
 
 
 def json_kind(path: Path) -> str | None:
-    """Detects the format of a JSON file.
+    """Detects the format of a JSON file. Only COCO is detected in files of more than 32 MiB.
 
     Args:
         path: Path of the file.
 
     Returns:
         "coco", "labelme", "via", "label studio", "createml", "detections", or None for another format.
+
+    Raises:
+        UserError: If the file is not valid JSON.
     """
     if path.stat().st_size > _LARGE:
         with open(path, "rb") as file:
@@ -79,7 +83,7 @@ def find_coco(path: Path) -> dict[str, Reader]:
 def _is_coco(file):
     try:
         return json_kind(file) == "coco"
-    except UserError:  # another JSON file of the folder, which need not be read
+    except UserError:  # not valid JSON, but it need not belong to the dataset
         return False
 
 
@@ -106,6 +110,9 @@ def read_coco(path: Path, split: str, changes: Changes) -> dict:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. Each `file_name` becomes
         the full path of the image. Contents without a list `images` are returned unchanged; `Dataset` then reports the
         error.
+
+    Raises:
+        UserError: If the file is not valid JSON, or several image files match a name.
     """
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):

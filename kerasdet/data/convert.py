@@ -42,8 +42,8 @@ def convert(
         source: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
         target: Folder to write to; it must be empty or not exist.
         to: Format to write: "coco", "tfrecord", "voc" or "yolo".
-        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
-            keeps all.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
+            which None removes a class and equal new names merge classes. None keeps all classes.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
@@ -88,7 +88,7 @@ def writing_folder(folder: Path) -> Iterator[None]:
         None.
 
     Raises:
-        OSError: If the folder cannot be written. It is found out before the block reads the source.
+        OSError: If the folder cannot be written. The block then does not run.
     """
     with removing_on_failure(folder):
         make_folder(folder, "TARGET (Python: target=)")
@@ -121,8 +121,8 @@ def read_parts(
 
     Args:
         source: Result of `recognise`.
-        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
-            keeps all.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
+            which None removes a class and equal new names merge classes. None keeps all classes.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
@@ -183,5 +183,7 @@ def empty_folder(path: str | os.PathLike, source: str | os.PathLike) -> Path:
     if not is_remote(source) and expand(source).resolve() in path.resolve().parents:
         raise UserError(f"{path} lies inside the source {source}; expected a folder outside it. Name another folder.")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError(f"{path} already holds files; expected a new or empty folder to write to. Name another folder.")
+        raise UserError(
+            f"{path} is a file or already holds files; expected a new or empty folder to write to. Name another folder."
+        )
     return path

@@ -26,9 +26,9 @@ from kerasdet.geometry import rle
 
 _logger = logging.getLogger("kerasdet.data")
 
-# Arguments of datasets that switch on reading it
+# Names of the arguments of `Dataset` that make it read more than boxes
 OPTIONAL_GROUND_TRUTH = ("masks", "keypoints", "extra_annotation_keys")
-# What the log says of each count that is not one of `CHANGES`
+# Text in the log for each kind of count that is not in `CHANGES`
 NOTES = {
     "clipped_boxes": "boxes clipped to their image",
     "zero_area_boxes": "boxes without area dropped",
@@ -75,7 +75,7 @@ class Dataset:
         keep_images_without_objects: Whether to keep images without an object. A crowd does not count as an object;
             with `keypoints=True`, neither does an object without a labelled keypoint.
         on_bad_image: What to do if an image file is missing, damaged or not of the size in the annotations: "error"
-            raises one `UserError` that lists the images, "skip" leaves the images out.
+            raises one `UserError` that names the first of these images, "skip" leaves them out.
         on_bad_object: What to do if an annotation cannot be read, such as one with a box of three numbers: "error"
             raises a `UserError` that names the annotation, "skip" leaves it out of training and evaluation.
         masks: Whether to read the segmentations.
@@ -85,7 +85,8 @@ class Dataset:
             as float32 under the same keys.
         strict: Whether to raise an error for values that would be converted, such as numbers written as strings, and
             for objects that would be clipped or dropped. By default these are counted and logged.
-        max_pixels: Images with more pixels than this count as damaged. A malicious file can claim any size.
+        max_pixels: Images with more pixels than this count as damaged, because a malicious file can claim any size.
+            Default: Pillow's limit, about 179 million.
 
     Attributes:
         annotations: Path of the annotation file, or the name in `source`; used in messages.
@@ -236,14 +237,16 @@ class Dataset:
             _logger.info("%s: %s", self.annotations, sentence)
 
     def with_classes(self, class_names: Sequence[str]) -> "Dataset":
-        """Returns a copy of the dataset with the class ids of a model. Classes are matched by name.
+        """Returns a copy of the dataset with the class ids of a model.
+
+        Classes are matched by name or, if names differ, by order; see `kerasdet.data.categories.match_classes`.
 
         Args:
             class_names: K names of the model's classes. The dataset may lack some of them, and may have other classes
                 without objects.
 
         Returns:
-            A dataset with the same images and objects, but other class ids.
+            A dataset with the same images and objects, but other class ids; this dataset if no id changes.
 
         Raises:
             UserError: If the dataset has objects of a class that is not in `class_names`, or the classes cannot be
@@ -314,7 +317,7 @@ def _file_names(images, source):
     for number, image in enumerate(images):
         if not image.get("file_name") or not isinstance(image["file_name"], str):
             raise UserError(
-                f'{source}: image number {number} is {show(image)}; expected an integer "id" and a "file_name". Add '
+                f'{source}: images[{number}] is {show(image)}; expected an integer "id" and a "file_name". Add '
                 "these keys to the file."
             )
     return [image["file_name"] for image in images]
@@ -386,7 +389,9 @@ def _problems(kind, found, annotations, paths):
     """Yields a `Problem` for each of the first faulty objects."""
     for annotation in (annotations[i] for i in np.flatnonzero(found)[:MAX_LISTED]):
         text = (
-            "has a mask without a pixel" if kind == "objects_without_mask" else f'has "bbox" {show(annotation["bbox"])}'
+            "has no mask, or an empty one"
+            if kind == "objects_without_mask"
+            else f'has "bbox" {show(annotation["bbox"])}'
         )
         yield Problem(kind, f"{name_of(annotation)} of {paths[annotation['image_id']]}", text)
 

@@ -13,10 +13,10 @@ from kerasdet.data.records import Record
 
 _SIDE = 8  # cells of the hash along each axis
 _BITS = 2 * _SIDE * _SIDE
-_MAX_DISTANCE = 10  # bits, of 128
-_THUMBNAIL = 16
+_MAX_DISTANCE = 10  # largest number of different bits, of 128, between near duplicates
+_THUMBNAIL = 16  # side of the thumbnails in pixels
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-_MAX_DIFFERENCE = 6.0  # mean difference of two thumbnails, in 0..255; separates dark images whose hashes are equal
+_MAX_DIFFERENCE = 6.0  # largest mean difference of thumbnails; separates dark images with equal hashes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def fingerprints(records: Sequence[Record]) -> Fingerprints:
     """Computes the fingerprints of images.
 
     The hash is the difference hash of the package imagehash, along both axes. It has one bit per axis and cell of an
-    8x8 grid, which is 1 if the cell is brighter than its neighbour.
+    8x8 grid, which is 1 if the next cell along the axis is brighter.
 
     Args:
         records: Records of N images.
@@ -99,7 +99,7 @@ def near_duplicates(prints: Fingerprints) -> list[list[int]]:
 def _buckets(bits):
     """Yields groups of images such that every pair of near duplicates is together in at least one group.
 
-    At most 10 different bits leave one of 11 bands equal.
+    If two hashes differ in at most 10 bits, at least one of 11 bands of bits is equal.
     """
     for band in np.array_split(np.arange(_BITS), _MAX_DISTANCE + 1):
         keys = bits[:, band] @ (1 << np.arange(len(band)))

@@ -26,10 +26,11 @@ def read_examples(
     Args:
         examples: An iterable of dicts, or an unbatched `tf.data.Dataset` of such dicts. Keys: `image`, a path or an
             array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids` (N,) in
-            0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
-            `image_id`. Rows with class id -1 are padding. Arrays of images stay in memory.
+            0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), above 0 inside the object, `keypoints`
+            (N, J, 3) as (y, x, visibility) and `image_id`, by default 1, 2, ... Rows with class id -1 are padding.
+            Arrays of images stay in memory.
         class_names: Names of the K classes, in the order of the class ids.
-        keypoint_names: Names of the J keypoints.
+        keypoint_names: Names of the J keypoints; () if the examples have no keypoints.
 
     Returns:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file; category ids are 1..K.
@@ -142,7 +143,9 @@ def _objects(example, entry, num_classes, num_keypoints, where):
     optional = {"is_crowd": (-1,), "keypoints": (-1, num_keypoints, 3), "masks": (-1, *size)}
     columns |= {name: shape for name, shape in optional.items() if example.get(name) is not None}
     if "keypoints" in columns and not num_keypoints:
-        raise UserError(f"{where} has keypoints, but keypoint_names is empty; expected their names. Pass them.")
+        raise UserError(
+            f"{where} has keypoints, but keypoint_names is empty; expected one name per keypoint. Pass keypoint_names."
+        )
     arrays = {}
     for name, shape in columns.items():
         values = _array(example[name], name, where)

@@ -1,4 +1,4 @@
-"""Reads further numbers of annotations, the ground truth of branches that kerasdet does not know."""
+"""Reads additional numbers in annotations: the ground truth of a user's own branches."""
 
 import math
 import os
@@ -23,16 +23,17 @@ def read_extra_values(
     """Reads numbers, or lists of numbers, that all annotations have under the same keys.
 
     Args:
-        annotations: Entries of `annotations` of a COCO file.
-        keys: Names of the keys.
-        source: Name of the dataset in error messages.
+        annotations: Entries of the list `annotations` of a COCO file.
+        keys: Keys of the numbers, such as "age".
+        source: Path or name of the dataset for error messages.
 
     Returns:
         The values of the N annotations, (N, V) float32, one or more columns for each key; and a dict from key to the
         shape of the value of one annotation, () or (n,).
 
     Raises:
-        UserError: If batches already use a key for other contents, or an annotation has no finite number under a key.
+        UserError: If batches already use a key for other contents, an annotation has no finite number under a key, or
+            the lists under a key differ in length.
     """
     check_names("extra_annotation_keys", keys)
     for key in keys:

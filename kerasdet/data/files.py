@@ -20,7 +20,7 @@ from kerasdet.errors import UserError
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UPLOAD_HASH = re.compile(r"^[0-9a-f]{8}-")  # hash that Label Studio puts before the name of each uploaded file
-_LOCAL_STORAGE = re.compile(r"^.*/local-files/\?d=")  # what Label Studio puts before a path of its local storage
+_LOCAL_STORAGE = re.compile(r"^.*/local-files/\?d=")  # Label Studio's prefix of paths in its local storage
 # Text in the log for each kind of repair
 REPAIRS = {
     "image_paths_repaired": "paths of images repaired",
@@ -28,23 +28,23 @@ REPAIRS = {
     "labels_without_image": "label files without an image ignored",
     "scores_ignored": "scores in label files ignored",
     "shapes_without_area": "shapes without area ignored",
-    "ignored_shapes": "shapes with a label of LabelMe that means no object, which were left out",
-    "contradicting_texts": "objects whose class text is not the name of their label, which was used",
-    "unnamed_shapes": "shapes without a class, read as class object",
+    "ignored_shapes": "shapes with LabelMe's labels __ignore__ and _background_ left out",
+    "contradicting_texts": "objects whose class text contradicts their label (the label was used)",
+    "unnamed_shapes": "shapes without a class, read as the class 'object'",
     "images_without_file": "images without an annotation file left out",
     "joined_shapes": "objects joined from several shapes with the same group_id",
     "default_groups": "files in which all shapes have group_id 0, read as no group",
-    "mapped_options": "numbers of options replaced by the names of the options",
-    "contradicting_names": "annotation files that name another image than the one with their own name, which was used",
+    "mapped_options": "class numbers of VIA options replaced by the names of the options",
+    "contradicting_names": "annotation files that name another image than the one with their stem, which was used",
     "swapped_corners": "boxes whose corners were swapped",
     "shared_labels": "label files that several images share",
-    "no_labels": "splits without a label file",
-    "other_class_lists": "other lists of classes, which were not used",
+    "no_labels": "splits without any label file",
+    "other_class_lists": "other class lists, which were not used",
 }
 
 
 def read_text(path: Path) -> str:
-    """Reads a text file in UTF-8 or UTF-16, with or without a byte order mark, or in Latin-1.
+    """Reads a text file in UTF-8, in UTF-16 with a byte order mark, or in Latin-1.
 
     Args:
         path: Path of the file.
@@ -172,6 +172,7 @@ class ImageFinder:
         return path
 
     def _repair(self, name, where):
+        """Returns the only image file that a wrong name or path can mean, or None if there is no such file."""
         plain = unquote(_LOCAL_STORAGE.sub("", name).split("?")[0]).replace("\\", "/")
         parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
         if not parts:

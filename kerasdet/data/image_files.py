@@ -58,7 +58,7 @@ def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str
     """Finds the image files of a dataset.
 
     A name that does not exist in the folder may be a path on another machine, with Windows separators or other folders.
-    The file is then found by the last part of the path.
+    The file is then found by the last part of the path, if no other name has the same last part.
 
     Args:
         folder: Folder of the images.

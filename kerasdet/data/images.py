@@ -41,7 +41,7 @@ _OPENERS = (
     (re.compile(rb"II\*\0|MM\0\*"), TiffImagePlugin.TiffImageFile),
 )
 _BY_PIL = (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile)
-_HARMLESS_BYTES = 8  # some cameras and editors leave a few bytes before the end of a whole JPEG
+_HARMLESS_BYTES = 8  # some cameras and editors leave a few bytes before the end marker of an intact JPEG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,9 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
 
     Returns:
         RGB image, (H, W, 3) uint8.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If the file cannot be decoded, or is damaged and `refuse_damaged` is set.
     """
 
     def decode_jpeg():
@@ -91,7 +94,7 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
     image = tf.ensure_shape(image, (None, None, 3))
     if exif is False:
         return image
-    # Reading EXIF takes as long as decoding a small image
+    # Only on demand: reading EXIF takes as long as decoding a small image
     orientation = (
         jpeg.exif_orientation(encoded)
         if exif is True
@@ -229,7 +232,7 @@ def apply_orientation(image: tf.Tensor, orientation: tf.Tensor | int) -> tf.Tens
 
 
 def _decode_other(encoded):
-    """Decodes a file other than a JPEG; looks up the colours of a BMP with a palette."""
+    """Decodes a file other than a JPEG. For a BMP with a palette TensorFlow returns indices, which are looked up."""
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 1 << 11), tf.uint8), tf.int32)
     head = tf.concat([head, tf.zeros([1 << 11], tf.int32)], 0)
@@ -259,7 +262,7 @@ def _open(encoded):
 def _orientation(encoded, image):
     if isinstance(image, JpegImagePlugin.JpegImageFile | PngImagePlugin.PngImageFile):
         return int(_graph_orientation(tf.constant(encoded[: jpeg.EXIF_SEARCH]))) if "exif" in image.info else 1
-    # Pillow turns a TIFF while it decodes, and swaps its sides before
+    # Pillow turns a TIFF upright while it decodes, and already gives its upright size
     return image.getexif().get(0x0112, 1) if isinstance(image, WebPImagePlugin.WebPImageFile) else 1
 
 
@@ -290,7 +293,7 @@ def _check_jpeg(encoded):
 
 
 def _check_decodes(encoded, reason):
-    """Checks by TensorFlow whether a JPEG can be decoded that simplejpeg does not support."""
+    """Checks whether TensorFlow can decode a JPEG that simplejpeg cannot decode."""
     try:
         jpeg.decode(encoded)
     except tf.errors.InvalidArgumentError:

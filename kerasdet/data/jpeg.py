@@ -5,11 +5,12 @@ The functions use only stock TensorFlow ops, so that exported graphs can contain
 
 import tensorflow as tf
 
-# EXIF stands in the first segment of a JPEG, which has at most 64 KiB, and usually before the pixels of a PNG.
+# Number of bytes that are searched: EXIF is in one of the first segments of a JPEG, and usually before a PNG's pixels.
 EXIF_SEARCH = 1 << 16
 _EXIF_ORIENTATION = 0x0112
-_FILLER = 4096
-_ZEROS = 64
+_FILLER = 4096  # number of zero bytes that stand for missing pixel data in the second decoding
+_ZEROS = 64  # length in bytes of a run of zeros that counts as damage
+# Beginning of the usual Huffman table of AC coefficients for luminance
 _USUAL_TABLE = bytes.fromhex("0102030004110512213141061351610722711432")
 
 

@@ -59,6 +59,9 @@ def listed_labels(folder: Path) -> list[str]:
 
     Returns:
         Class names in their order; [] if the folder has no such file.
+
+    Raises:
+        UserError: If the file does not hold one class name per line.
     """
     path = folder / "labels.txt"
     lines = [line.strip() for line in read_text(path).splitlines()] if path.is_file() else []
@@ -185,7 +188,7 @@ def _objects(data, path, names, changes):
 
 
 def _part(shape, where, names, changes):
-    """Returns (label, polygons, masks) of a shape, with no polygon or no mask; None if the shape is no object."""
+    """Returns (label, polygons, masks) of a shape, one of the lists empty; None if the shape is no object."""
     label = str(shape.get("label") or "").strip() if isinstance(shape, dict) else ""
     if not label or not isinstance(shape.get("points"), list):
         raise UserError(
@@ -201,7 +204,7 @@ def _part(shape, where, names, changes):
     if label not in names:
         raise UserError(
             f"{where} has the label {label!r}; expected one of {', '.join(names)}. Change the label, or add it to "
-            "the list of classes."
+            "labels.txt."
         )
     try:
         points = np.array(shape["points"], np.float64).reshape(-1, 2)

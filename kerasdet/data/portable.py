@@ -1,4 +1,4 @@
-"""Defines the form of a dataset's split, with checked values, that the writers of all formats take."""
+"""Defines `Part`, a split of a dataset with checked values: the input of the writers of all formats."""
 
 import dataclasses
 from collections import Counter

@@ -26,7 +26,7 @@ from kerasdet.paths import expand
 
 _logger = logging.getLogger("kerasdet.data")
 
-_SAMPLE = 20  # number of JSON files that are tried before a folder counts as not LabelMe's
+_SAMPLE = 20  # number of JSON files of a folder whose kind is looked up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +53,12 @@ def recognise(path: str | os.PathLike) -> Source:
     """Detects the format of a dataset.
 
     Args:
-        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, or one of several TFRecords. A
-            path on S3, HTTP or another remote file system is first copied into the cache.
+        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one of several
+            TFRecord shards, or a pattern such as `train-*.tfrecord`. A path on S3, HTTP or another remote file system
+            is first copied into the cache.
 
     Returns:
-        The format and the splits. Only file names and class lists are read, not the annotations.
+        The format and the splits. Annotations are not checked yet.
 
     Raises:
         FileNotFoundError: If the path does not exist.
@@ -77,7 +78,10 @@ def _find(path):
         if splits := find(path):
             if path.is_dir() and (other := _other_annotations(path, name)):
                 _logger.warning(
-                    "%s holds %s and also %s, which is not read. To read that file, pass its path.", path, name, other
+                    "%s is read as %s; the annotations in %s are not read. To read them, pass the path of this file.",
+                    path,
+                    name,
+                    other,
                 )
             return Source(path, name, splits)
     if path.is_dir():
@@ -138,7 +142,7 @@ def _find_yolo_folder(path):
 
 
 def _find_json(path, kind):
-    """Returns the JSON files of a folder if they are of a kind; reads only the first few files."""
+    """Returns the JSON files of a kind in a folder; none if the first few files are of other kinds."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".json" and json_kind(path) == kind else []
     files = sorted(file for file in path.rglob("*.json") if not file.name.startswith("."))
@@ -151,7 +155,7 @@ def _is_kind(file, kind):
     try:
         return json_kind(file) == kind
     except UserError:
-        return kind == "labelme"  # a damaged file among others: its reader names it
+        return kind == "labelme"  # a damaged file may be LabelMe's; the reader then raises an error that names it
 
 
 def _find_labelme(path):
@@ -257,7 +261,7 @@ def choose_split(source: Source, split: str | None) -> str:
     for name in (split, split_of(split)):
         if name in source.splits:
             return name
-    has = known if known != WHOLE else "one part without a name"
+    has = known if known != WHOLE else f"the split {WHOLE}, which holds all images"
     if source.path.is_file() and split_of(split) in _splits_beside(source.path):
         raise UserError(
             f"{source.path} has no split {split}, only {has}; another file of its folder has that split. Give the "
@@ -285,12 +289,15 @@ def read_source(source: Source, split: str, changes: Changes, classes: Classes |
         source: Result of `recognise`.
         split: A key of `source.splits`.
         changes: Counts the values that had to be converted or repaired.
-        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
-            keeps all.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
+            which None removes a class and equal new names merge classes. None keeps all classes.
 
     Returns:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file, with the full path of
         each image.
+
+    Raises:
+        UserError: If an item is invalid.
     """
     data = source.splits[split](changes)
     return data if classes is None else _select(data, classes, changes)
@@ -309,8 +316,8 @@ def read_class_names(path: str | os.PathLike, *, classes: Classes | None = None)
 
     Args:
         path: A folder, or the file that describes the dataset, such as `data.yaml` or COCO's JSON.
-        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
-            keeps all.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
+            which None removes a class and equal new names merge classes. None keeps all classes.
 
     Returns:
         The K class names in the order of the class ids. If the dataset has several splits, the names of the training
@@ -343,7 +350,7 @@ def open_dataset(
     """Opens a dataset of any supported format, and logs its format, its size and any repairs.
 
     The formats are COCO and the exports of Roboflow, CVAT, Label Studio, FiftyOne and LabelMe2COCO; Pascal VOC and
-    loose files of LabelImg; YOLO; LabelMe; VIA; TFRecords of the TensorFlow Object Detection API. docs/data.md
+    loose XML files of LabelImg; YOLO; LabelMe; VIA; TFRecords of the TensorFlow Object Detection API. docs/data.md
     describes them.
 
     Example:
@@ -352,13 +359,15 @@ def open_dataset(
         (4, ('disk', 'square'))
 
     Args:
-        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, or one of several TFRecords.
+        path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one of several
+            TFRecord shards, or a pattern such as `train-*.tfrecord`. A path on S3, HTTP or another remote file system
+            is first copied into the cache.
         split: Name of a split: "train", "val" (or "valid", "validation") or "test". None if the dataset has only one
             split.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
             which classes with the same new name are merged and classes mapped to None are left out. None keeps all
             classes.
-        keep_images_without_objects: Whether to keep images without objects to train on, see `Dataset`.
+        keep_images_without_objects: Whether to keep images that have no object to train on, see `Dataset`.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         on_bad_object: What to do if an annotation cannot be read: "error" raises a `UserError` that names the
@@ -368,7 +377,8 @@ def open_dataset(
         extra_annotation_keys: Keys of further values in the annotations, such as "age", for branches of your own. A
             value is a number, or a list of numbers that has the same length in all annotations. Batches hold the values
             as float32 under the same keys.
-        strict: Whether to raise an error for values that would be repaired. By default repairs are counted and logged.
+        strict: Whether to raise an error for values that would be repaired or dropped. By default these are counted and
+            logged.
 
     Returns:
         The dataset. Its `counts` and `problems` include the repairs.
@@ -430,12 +440,12 @@ def dataset_from_examples(
     Args:
         examples: Dicts with `image`, a path or an array (H, W, 3) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids`
             (N,) in 0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
-            `image_id`. Rows with class id -1 are padding. The examples are read once. Images that are arrays stay in
-            memory; if they do not fit, pass paths instead, or convert the data to TFRecord.
+            `image_id`, by default 1, 2, ... Rows with class id -1 are padding. The examples are read once. Images that
+            are arrays stay in memory; if they do not fit, pass paths instead, or convert the data to TFRecord.
         class_names: Names of the K classes, in the order of the class ids.
-        keypoint_names: Names of the J keypoints. With them, keypoints are read.
-        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
-            keeps all.
+        keypoint_names: Names of the J keypoints. (): keypoints are not read.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
+            which None removes a class and equal new names merge classes. None keeps all classes.
         masks: Whether to read the masks.
         name: Name of the dataset for error messages.
         **options: Other arguments of `Dataset`.

@@ -1,4 +1,4 @@
-"""Converts between polygons, masks and boxes, for annotation formats that differ in them."""
+"""Converts between polygons, masks and boxes, because annotation formats store different ones."""
 
 from collections.abc import Mapping, Sequence
 

@@ -31,6 +31,7 @@ def read_segmentation(value: Any, changes: Changes, name: Name) -> Segmentation 
     Raises:
         ValueError: If the value is not a segmentation. The message begins with "has"; callers put the file and the
             annotation before it.
+        UserError: If `changes` is strict and the value must be converted. The message is complete.
     """
     if isinstance(value, str) and value.strip():
         changes.add("converted_values", name(), 'has a "segmentation" as a string')

@@ -1,8 +1,9 @@
 """Generates a COCO dataset of shapes with boxes, masks and keypoints, reproducibly from a seed.
 
-Images show five kinds of shape, rotated and stretched, on shaded and cluttered backgrounds. Shapes overlap one another
-and the border. The colour does not reveal the kind. An arrow has four keypoints. Left and right are seen from the tail
-towards the tip, so they swap in a mirrored image, like the eyes of a person in COCO.
+Images show five kinds of shape (disk, square, triangle, star, arrow), rotated and stretched, on shaded and cluttered
+backgrounds. Shapes overlap one another and the border. The colour does not reveal the kind. An arrow has four
+keypoints. Left and right are seen from the tail towards the tip, so they swap in a mirrored image, like the eyes of a
+person in COCO.
 """
 
 import json
@@ -21,7 +22,7 @@ from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
 DESCRIPTION = "kerasdet shapes, generated"
-VERSION = 1  # Increase it whenever the same arguments give other images: stored datasets are then written again.
+VERSION = 1  # Increase it whenever the same arguments give other images: older stored datasets then raise an error.
 MIN_INSIDE = 0.55  # smallest fraction of a shape's pixels inside the image
 MIN_VISIBLE = 0.3  # smallest fraction of a shape's pixels that later shapes leave visible
 MAX_TRIES = 25
@@ -74,7 +75,7 @@ def write(
     Args:
         folder: Folder to write `images/000001.jpg`, ... and `annotations.json` to.
         num_images: Number of images.
-        seed: Seed of all images, 0 or more.
+        seed: Seed of all images, in 0..2**32-1.
         image_size: Height and width of every image, in pixels.
         objects: Smallest and largest number of shapes in an image. An image gets fewer shapes if there is no space
             left.
@@ -369,7 +370,7 @@ def shapes_dataset(
     Args:
         folder: Folder of the dataset.
         num_images: Number of images.
-        seed: Seed of all images, 0 or more.
+        seed: Seed of all images, in 0..2**32-1.
         image_size: Height and width of every image, in pixels.
         scale: Range of the longer side of a shape's box, as a fraction of the image's shorter side: (smallest,
             largest).

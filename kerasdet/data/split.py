@@ -45,22 +45,23 @@ def split(
         target: Folder to write to; it must be empty or not exist.
         parts: Maps the name of each part, such as "train", to its share of the images. The shares sum to 1.
         to: Format to write: "coco", "tfrecord", "voc" or "yolo".
-        seed: Seed of the order in which images are assigned to parts.
-        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. None
-            keeps all.
+        seed: Seed of the order in which images are assigned to parts, in 0..2**32-1.
+        classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
+            which None removes a class and equal new names merge classes. None keeps all classes.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
             strings.
 
     Returns:
-        A dict from part name to counts by name: "images", "boxes of NAME" for each class, and the counts that `convert`
-        returns.
+        A dict from part name to counts: "images", and "boxes of NAME" for each class. The key "lost" holds the counts
+        of values that the new format cannot store. The key "all" holds "near_duplicates", the number of images that
+        have a near duplicate.
 
     Raises:
         FileNotFoundError: If the source does not exist.
-        UserError: If the shares do not sum to 1, there are fewer images than parts, the seed is negative, the target is
-            not empty, or an item is invalid.
+        UserError: If the shares do not sum to 1, there are fewer images than parts, the seed is out of range, the
+            target is not empty, the format is unknown, or an item is invalid.
         OSError: If the target cannot be written. Nothing stays in it.
     """
     check_shares(parts)
@@ -83,7 +84,7 @@ def _divide(whole, shares, seed, source):
     if missing := [name for index, name in enumerate(shares) if index not in owners]:
         raise UserError(
             f"The part {missing[0]} gets none of the {len(items)} images in {source}"
-            f"{', in which near duplicates stay together' if duplicates else ''}; expected at least one image for each "
+            f"{' (near duplicates stay together)' if duplicates else ''}; expected at least one image for each "
             "part. Give the part a larger share, or add images."
         )
     made = []

@@ -34,7 +34,7 @@ def split_of(name: str, *folders: str) -> str:
     Args:
         name: Name of a file without suffix. One word of it may be the name of a split.
         folders: Names of the parent folders, the innermost first. Only a folder whose whole name is that of a split
-            counts, such as "valid", or "obj_train_data" as CVAT writes it.
+            counts, such as "valid", "val2017", or "obj_train_data" as CVAT writes it.
 
     Returns:
         "train", "val", "test" or "trainval"; "all" if no name contains a split.

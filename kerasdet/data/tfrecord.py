@@ -22,10 +22,10 @@ _SHARD = re.compile(r"-(\d{5,})-of-(\d{5,})(\.\w+)?$")
 # A string of protobuf's text format, and an escape in it
 _STRING = r"(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
-_FREEBASE = ("/m/", "/g/")  # beginnings of ids of Freebase, which the label maps of COCO and Open Images have as names
+_FREEBASE = ("/m/", "/g/")  # prefixes of Freebase ids, which the label maps of COCO and Open Images use as names
 _FRAME = 16  # bytes around each record: its length and two checksums
 _HEADER = 12  # length and checksum before the contents of a record
-# Normalised float32 coordinates err by up to half of this many decimals of a pixel in images of up to 8000 pixels
+# Decimals of coordinates in pixels. Normalised float32 coordinates are not more precise in images of 8000 pixels.
 _DECIMALS = 3
 
 
@@ -93,10 +93,11 @@ def read_label_map(path: Path) -> dict[int, dict[str, Any]]:
 
     Returns:
         A dict from category id to COCO category with `id` and `name`. If the name of an item is an id of Freebase, such
-        as "/m/01yrx" in COCO's own label map, `name` is its display name and `freebase_id` is this id.
+        as "/m/01yrx" in COCO's own label map, `name` is its display name and `freebase_id` is this id. If the item has
+        keypoints, `keypoints` is the list of their names.
 
     Raises:
-        UserError: If an item lacks id or name.
+        UserError: If an item lacks id or name, two items have the same id, or the file has no item.
     """
     text = re.sub(r"^\s*#.*", "", read_text(path), flags=re.MULTILINE)
     categories = {}
@@ -288,7 +289,7 @@ def _objects(features, entry, where, joints):
     count = len(edges[0])
     labels = features.get(f"{prefix}class/label", [])
     texts = [_text(text) for text in features.get(f"{prefix}class/text", [])]
-    columns = {"bbox": edges[0], "ymin": edges[1], "xmax": edges[2], "ymax": edges[3]}
+    columns = {"xmin": edges[0], "ymin": edges[1], "xmax": edges[2], "ymax": edges[3]}
     columns.update(label=labels or [0] * count, text=texts or [""] * count)
     if any(len(column) != count for column in columns.values()) or (count and not labels and not texts):
         lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())

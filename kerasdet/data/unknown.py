@@ -12,7 +12,7 @@ _FORMATS = "COCO, Pascal VOC, YOLO, LabelMe, VIA or TFRecord"
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z")
 _YAML = (".yaml", ".yml")
 _SAMPLE = 20  # number of JSON files whose kind is looked up
-# Kinds of JSON that are no dataset: what they hold, and what to do
+# Contents of JSON files that are no dataset, by kind, and advice to the user
 _OTHER_JSON = {
     "detections": ("detections", "Give the ground truth."),
     "label studio": ("tasks of Label Studio", "Export them as COCO or YOLO."),

@@ -16,7 +16,7 @@ _FLAGS = {"": 0, "0": 0, "false": 0, "no": 0, "null": 0, "none": 0, "1": 1, "tru
 MAX_LISTED = 200  # number of problems of a kind that are listed; all are counted
 MAX_ID = 2**63 - 1
 
-Name = Callable[[], str]
+Name = Callable[[], str]  # returns the name of an item; called only if a message needs the name
 
 
 def as_int(value: Any) -> int | None:
@@ -63,7 +63,7 @@ def as_flag(value: Any) -> int | None:
     """Converts a value of any type to a flag, 0 or 1.
 
     Args:
-        value: 0, 1, a bool, None (which means 0), or a string such as "0", "1.0" and "true".
+        value: 0, 1, a bool, None (which means 0), or a string such as "0", "1.0" or "true".
 
     Returns:
         0 or 1, or None if the value is not a flag.

@@ -16,7 +16,7 @@ from kerasdet.errors import UserError
 
 _CLASS_KEYS = ("class", "label", "name", "type", "category", "object")
 _UNNAMED = "object"
-_CURVE_POINTS = 32
+_CURVE_POINTS = 32  # number of corners of the polygon that replaces a circle or an ellipse
 
 
 def is_via(data: Any) -> bool:
@@ -43,8 +43,8 @@ def _entries(data):
 def read_via(files: Sequence[Path], changes: Changes) -> dict:
     """Reads projects or exports of VIA (VGG Image Annotator) and joins them.
 
-    The class of a region is its attribute `class`, `label`, `name`, `type`, `category` or `object`, or, if it has none
-    of these, its only attribute. If no region has attributes, there is one class, "object".
+    One attribute of the regions in a file holds the class: the first of `class`, `label`, `name`, `type`, `category`
+    and `object` that occurs, or else the only attribute. Regions without this attribute get the class "object".
 
     Args:
         files: Paths of the JSON files of a split. The images are beside each file, or in `images/`.

@@ -39,12 +39,12 @@ class VocDataset(Dataset):
         root: Folder such as ``VOCdevkit/VOC2007``, or a sequence of folders that are read one after the other.
         split: Name of a list of images in ``ImageSets/Main``, such as "trainval". Every folder must have this list.
         class_names: Names of the K classes, in the order of the class ids. Other names in an XML raise an error.
-        keep_images_without_objects: Whether to keep images without objects to train on, see `Dataset`.
+        keep_images_without_objects: Whether to keep images that have no object to train on, see `Dataset`.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
             strings.
-        max_pixels: Images with more pixels than this count as damaged.
+        max_pixels: Images with more pixels than this count as damaged. Default: Pillow's limit, about 179 million.
 
     Attributes:
         annotations: Path of the first list of images.
@@ -109,7 +109,7 @@ def check_units(annotations: Sequence[Mapping], source: str) -> None:
     """Checks that boxes are in pixels and not fractions of their image.
 
     Args:
-        annotations: Results of `read_xml`.
+        annotations: Annotations from `read_xml`.
         source: Path of the dataset for error messages.
 
     Raises:
@@ -263,7 +263,7 @@ def _length(tree, name, path):
 
 def _difficult(text, where):
     text = (text or "").strip()
-    flag = 0 if text.lower() == "unspecified" else as_flag(text)  # LabelImg and others write it into any field
+    flag = 0 if text.lower() == "unspecified" else as_flag(text)  # some tools write it into unset fields
     if flag is None:
         raise UserError(f"{where} has difficult {text!r}; expected 0 or 1. Change its <difficult>.")
     return flag

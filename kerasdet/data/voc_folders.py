@@ -75,13 +75,13 @@ def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
 
     Args:
         files: Paths of the XML files of all splits, so that each split gets the same classes.
-        root: Folder that may contain CVAT's `labelmap.txt` or `classes.txt`.
+        root: Folder that may contain a list of classes: CVAT's `labelmap.txt`, `classes.txt` or `labels.txt`.
 
     Returns:
         The class names in the order of the list, or sorted by name if the folder has no list.
 
     Raises:
-        UserError: If no file has an object.
+        UserError: If no file has an object, a file is not valid XML, or the list does not hold one class per line.
     """
     for path in (root / name for name in _CLASS_FILES):
         if path.is_file():
@@ -102,7 +102,7 @@ def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
 
 
 def parse(path: Path) -> ElementTree.Element:
-    """Parses an XML file in any encoding that `read_text` supports.
+    """Parses an XML file in the encoding that it declares; UTF-8 by default.
 
     Args:
         path: Path of the file.
@@ -156,9 +156,9 @@ def _read_split(split, files, names, root, changes):
 def _image_folders(folder, root):
     """Returns the folders that may hold the images of a folder of XML files, the most likely one first.
 
-    If no folder has a usual name, the only one beside the XML files that holds images counts: FiftyOne's `data`.
+    If no folder has a usual name, the only folder beside the XML files that holds images counts, as FiftyOne's `data`.
     """
-    below = folder.relative_to(root).parts[1:]  # of annotations/train, whose images may lie in images/train
+    below = folder.relative_to(root).parts[1:]  # "train" for annotations/train, whose images may be in images/train
     same = [root.joinpath(name, *below) for name in _IMAGE_FOLDERS if below]
     usual = [folder, *same, *(parent / name for parent in (folder.parent, root) for name in _IMAGE_FOLDERS)]
     found = [each for each in usual if each.is_dir()]

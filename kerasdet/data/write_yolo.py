@@ -16,14 +16,15 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
     """Writes splits with YOLO's label files. Class ids are 0..K-1 in the order of the categories.
 
     Objects with masks become polygons. If a dataset has masks, objects without a mask become rectangles. The parts of a
-    mask are joined by bridges of zero width, and holes are lost. Datasets with keypoints get boxes and keypoints.
+    mask are joined by bridges of zero width, and holes are lost. Datasets with keypoints get boxes and keypoints,
+    and no polygons.
 
     Args:
         parts: Splits of the dataset.
         folder: Empty folder to write to.
 
     Returns:
-        Counts of values that the format cannot store, such as holes of masks, by name.
+        Counts of values that the format cannot store, by name: "crowds" and "difficult flags".
     """
     lost: Counter[str] = Counter()
     annotations = [each for part in parts for item in part.items for each in item.annotations]

@@ -31,7 +31,7 @@ def read_yaml(path: Path) -> dict:
         The contents, a dict. Class names are strings as written in the file: `yes`, `null` and `007` stay strings.
 
     Raises:
-        UserError: If the file is not YAML, or not a mapping.
+        UserError: If the file is not YAML, is not a mapping, or has a key twice.
     """
     try:
         text = read_text(path)
@@ -67,7 +67,7 @@ def class_names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
         A dict from class id to class name.
 
     Raises:
-        UserError: If names are missing, or differ in number from `nc`.
+        UserError: If names are missing or empty, or differ in number from `nc`.
     """
     names = data.get("names")
     if isinstance(names, list):
@@ -102,6 +102,9 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
 
     Returns:
         A dict from class id to class name, and the path of the file; None if the folder has no class list.
+
+    Raises:
+        UserError: If the list does not hold one class name per line.
     """
     folders = (root, root / "labels", root / "train")
     for path in (folder / name for folder in folders for name in _NAME_FILES):
@@ -200,7 +203,7 @@ def _place(entry, base, path, key, changes):
 
 
 def _starts(parts, root):
-    """Yields how many leading parts of a path of another machine may be left out: not the one that names its split."""
+    """Yields how many leading parts of another machine's path may be dropped; a part that names the split must stay."""
     split = split_of("", *reversed(parts))
     for start in range(len(parts)):
         if split_of("", *reversed(parts[start:]), root.name) == split:
@@ -295,7 +298,7 @@ def read_yolo(
         for category in categories:
             category["keypoints"] = [f"keypoint_{number}" for number in range(1, keypoint_shape[0] + 1)]
     entries, annotations, used = [], [], set()
-    image_folders = defaultdict(set)  # of each folder of labels
+    image_folders = defaultdict(set)  # folders of the images, by folder of their labels
     for image_id, (image, size) in enumerate(zip(images, upright_sizes(images), strict=True), 1):
         entries.append(image_entry(image_id, image, size))
         label = label_of(image)

@@ -31,11 +31,11 @@ class Detections:
     Args:
         boxes: (N, 4) float32, (y1, x1, y2, x2) in pixels of the image.
         scores: (N,) float32 in [0, 1].
-        class_ids: (N,) int32, from 0.
+        class_ids: (N,) int32, counted from 0.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes, in the order of the class ids. None: the names are unknown.
-        mask_probs: (N, S, S): for each cell of an object's box, the probability that it shows the object. None: the
-            model predicts no masks.
+        mask_probs: (N, S, S): for each cell of an object's box, the probability that it shows the object, in [0, 1].
+            None: the model predicts no masks.
         mask_boxes: (N, 4) float32 yxyx in pixels of the image, the areas that `mask_probs` cover. None: `mask_probs`
             cover the boxes.
         keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image. None: the model predicts no keypoints.
@@ -45,6 +45,7 @@ class Detections:
         extras: Further outputs of the model's branches by name, (N, ...) each.
 
     Raises:
+        UserError: If `boxes` are not (N, 4), `image_size` is not (height, width), or a class id has no name.
         ValueError: If the arrays differ in length, or `mask_probs` come without `mask_convention`.
 
     Example:
@@ -221,7 +222,8 @@ class Detections:
             The drawing, (H * scale, W * scale, 3) uint8 RGB. `image` is not changed.
 
         Raises:
-            UserError: If the image has another size than the detections.
+            UserError: If the image cannot be opened, or its size is not `image_size`.
+            FileNotFoundError: If the file does not exist.
         """
         image = open_image(image)
         if image.shape[:2] != self.image_size:
@@ -264,12 +266,12 @@ class Detections:
 
         Args:
             image_id: Id of the image in the dataset.
-            category_ids: The category id in the dataset of each of the K classes.
+            category_ids: K category ids of the dataset, in the order of the model's class ids.
 
         Returns:
-            Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `score`, and, if the model predicts
-            masks or keypoints, `segmentation` as compressed RLE or `keypoints` as (x, y, score, x, ...), where x and y
-            are 0 at the centre of the first pixel, as in COCO.
+            One dict per object with `image_id`, `category_id`, `bbox` as (x, y, width, height) in pixels, `score`, and,
+            if the model predicts masks or keypoints, `segmentation` as compressed RLE or `keypoints` as (x, y, score,
+            x, ...) in pixels, where x and y are 0 at the centre of the first pixel, as in COCO.
 
         Raises:
             ValueError: If `category_ids` has no entry for a class id.
@@ -328,10 +330,10 @@ class Detections:
         class_names: Sequence[str] | None = None,
         key_points: "supervision.KeyPoints | None" = None,
     ) -> "Detections":
-        """Converts `supervision.Detections`, such as those of its slicer or trackers; masks keep their pixels.
+        """Converts a `supervision.Detections`, such as the result of its slicer or trackers; masks keep their pixels.
 
         Args:
-            detections: Objects of supervision. Missing scores become 1, missing class ids become 0.
+            detections: A `supervision.Detections`. Missing scores become 1, missing class ids become 0.
             image_size: Height and width of the image in pixels.
             class_names: Class names, in the order of the class ids. None: the names in ``data["class_name"]``.
             key_points: Keypoints of the same objects, in the same order. None: no keypoints.

@@ -15,7 +15,8 @@ from kerasdet.paths import expand
 ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image; an array can also be a batch
 
 _EXPECTED = "an RGB array (height, width, 3) with values 0..255, a PIL image or the path of an image file"
-_PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # 8 bits per channel
+# Modes of at most 8 bits per channel
+_PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
 def open_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[np.ndarray], bool]:
@@ -38,7 +39,7 @@ def open_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[np.ndarra
 
 
 def split_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
-    """Lists the arguments of `detect`, one item per image, without opening files.
+    """Splits the argument `images` of `detect` into one item per image, without opening files.
 
     Args:
         images: An array (H, W, 3), a batch (B, H, W, 3), a PIL image, the path of an image file, or a list of arrays,
@@ -48,7 +49,7 @@ def split_images(images: ImageLike | Sequence[ImageLike]) -> tuple[list[ImageLik
         A list with one array, PIL image or path per image, and whether `images` was a single image.
 
     Raises:
-        UserError: If `images` is empty.
+        UserError: If `images` is an empty list or batch.
     """
     is_single = not isinstance(images, list | tuple) and len(getattr(images, "shape", ())) != 4
     items = [images] if is_single else list(images)
@@ -72,7 +73,7 @@ def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
 
     Raises:
         UserError: If `image` is not an image, or the file cannot be decoded.
-        FileNotFoundError: If a file does not exist.
+        FileNotFoundError: If the file does not exist.
     """
     if isinstance(image, str | os.PathLike):
         return _open_file(expand(image, f"Image {index}"), index)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from kerasdet.inference.detections import Detections
 
-TRACK_ID = "track_id"  # key of `Detections.extras` with the ids of a tracker; -1 for an object without id
+TRACK_ID = "track_id"  # key in `Detections.extras` of the ids from a tracker; -1 for an object without id
 
 
 def to_detections(found: "Detections") -> "supervision.Detections":
@@ -75,7 +75,7 @@ def fields_from_supervision(
     class_names: Sequence[str] | None,
     key_points: "supervision.KeyPoints | None",
 ) -> dict[str, Any]:
-    """Converts objects of supervision to keyword arguments of `Detections`.
+    """Converts a `supervision.Detections` to keyword arguments of `Detections`.
 
     This is the implementation of `Detections.from_supervision`, which explains the arguments.
 
@@ -114,7 +114,7 @@ def fields_from_supervision(
 
 
 def _class_names(class_names, labels, class_ids):
-    """Returns class names in the order of the class ids; an id that no object has gets its number as name."""
+    """Returns class names in the order of the class ids; a class without objects gets its id as name."""
     if class_names is not None:
         highest = max(np.asarray(class_ids).tolist(), default=-1)
         if highest >= len(class_names):

@@ -1,6 +1,6 @@
 """Defines padded detections, a dict of tensors for a batch of B images. Only this module rescales detections.
 
-D is the largest number of detections of an image; images with fewer detections are padded. Graphs, training loops and
+D is the maximum number of detections per image; images with fewer detections are padded. Graphs, training loops and
 exports use this dict:
 
 * `boxes` (B, D, 4) yxyx in pixels, `scores` (B, D) in descending order.
@@ -51,9 +51,10 @@ def rescale(
     branch_outputs: Mapping[str, BranchOutput] = KNOWN_OUTPUTS,
     clip: bool = True,
 ) -> dict[str, tf.Tensor]:
-    """Converts padded detections from pixels of resized images to pixels of the original images, and clips the boxes.
+    """Converts padded detections from pixels of resized images to pixels of the original images.
 
-    The function also works inside a `tf.function`.
+    By default it also clips `boxes` to the images; other outputs, such as keypoints, are not clipped. The function also
+    works inside a `tf.function`.
 
     Args:
         detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
@@ -61,7 +62,7 @@ def rescale(
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to, in pixels.
         branch_outputs: Maps output names to `BranchOutput`s, which define how outputs are rescaled.
-        clip: Whether boxes are clipped to the images. Models with `Preprocessing.letterboxes` do not clip.
+        clip: Whether `boxes` are clipped to the images. Models with `Preprocessing.letterboxes` do not clip.
 
     Returns:
         Padded detections in pixels of the images of `to_size`. Scores, class ids and counts are unchanged.
@@ -135,13 +136,14 @@ def to_tf_od(
         detections: Dict of padded detections (`boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
             `kerasdet.inference.padded`).
         size: (B, 2) heights and widths of the images that the coordinates refer to, in pixels.
-        class_offset: Number that is added to the class ids: 1 for the API, which counts classes from 1.
+        class_offset: Number that is added to the class ids; 1 in the API itself, which counts classes from 1.
         branch_outputs: Maps output names to `BranchOutput`s, which hold the names of outputs in the API.
 
     Returns:
         Dict of float32 tensors: `detection_boxes` (B, D, 4) yxyx in 0..1, `detection_scores` (B, D),
-        `detection_classes` (B, D), `num_detections` (B,), and if present `detection_masks` (B, D, S, S) and
-        `detection_keypoints` (B, D, J, 3). Outputs of a user's branches keep their dtype.
+        `detection_classes` (B, D), `num_detections` (B,), and if present `detection_masks` (B, D, S, S),
+        `detection_mask_boxes` (B, D, 4) and `detection_keypoints` (B, D, J, 3). Positions are in 0..1, too. Outputs of
+        a user's branches keep their dtype.
     """
     scaled = _scaled(detections, 1 / tf.cast(size, tf.float32), branch_outputs)
     outputs = {
@@ -165,8 +167,8 @@ def from_tf_od(
 
     Args:
         outputs: Tensors or arrays by name, such as `detection_boxes`.
-        sizes: (B, 2), or (1, 2) for all, heights and widths of the images in pixels.
-        class_offset: Number that is subtracted from the class ids, the value of `to_tf_od`.
+        sizes: (B, 2) heights and widths of the images in pixels; (1, 2) if all images have the same size.
+        class_offset: Number that is subtracted from the class ids, the argument that `to_tf_od` got.
         branch_outputs: Maps output names to `BranchOutput`s, as for `to_tf_od`.
 
     Returns:

@@ -16,7 +16,7 @@ from kerasdet.inference.preprocessing import KeepSize, Preprocessing, check_resi
 class Predictor:
     """Base class of everything that detects objects in images.
 
-    A subclass sets the attributes and defines `detect_batch`; `detect` and evaluation need nothing else.
+    A subclass sets the attributes and defines `detect_batch`. `detect` and `kerasdet.evaluate` then work.
 
     Attributes:
         num_classes: Number of classes K, or None for a predictor without classes, such as a `ProposalNetwork`.
@@ -26,7 +26,7 @@ class Predictor:
             None: no masks.
         skeleton: Pairs of keypoint indices that drawings connect by a line.
         branch_outputs: Maps the names of outputs other than boxes, scores and classes, such as `mask_probs`, to
-            `BranchOutput`s.
+            `BranchOutput`s, which define how the outputs are rescaled and exported.
     """
 
     num_classes: int | None = None
@@ -49,7 +49,7 @@ class Predictor:
             images: An array (H, W, 3), a batch (B, H, W, 3), a PIL image, the path of an image file, or a list of
                 arrays, PIL images and paths. Arrays are RGB, 0..255, uint8 or float. The EXIF orientation of a file is
                 applied, that of a PIL image is not.
-            batch_size: Number of images that the model processes at once. Smaller batches need less memory.
+            batch_size: Number of images per batch. Smaller batches need less memory.
             resize: None for the model's own rule, False for no resizing, or (shortest, longest): the shorter side is
                 resized to `shortest` pixels, unless the longer side would then exceed `longest`.
 
@@ -58,7 +58,8 @@ class Predictor:
             images.
 
         Raises:
-            UserError: If `images` is empty, an image or `resize` is invalid, or `batch_size` is below 1.
+            UserError: If `images` is empty, an image or `resize` is invalid, the predictor does not support `resize`
+                (exports, tiles, test-time augmentation), or `batch_size` is not a positive integer.
             FileNotFoundError: If a file does not exist.
 
         Example:
@@ -85,9 +86,9 @@ class Predictor:
         """Detects objects in a batch that `preprocessing.batch` made.
 
         Args:
-            batch: `image` (B, H, W, 3), resized and padded at the bottom right; `image_size` (B, 2), heights and widths
-                without padding in pixels, by default those of `image`; `original_size` (B, 2), heights and widths
-                before resizing, by default `image_size`.
+            batch: `image` (B, H, W, 3), RGB, 0..255, resized and padded at the bottom right; `image_size` (B, 2),
+                heights and widths without padding in pixels, by default those of `image`; `original_size` (B, 2),
+                heights and widths before resizing in pixels, by default `image_size`.
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
@@ -123,7 +124,7 @@ class Predictor:
 
 
 def batch_sizes(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the sizes of a batch's images, with the defaults that `Predictor.detect_batch` describes.
+    """Returns the sizes of a batch's images, and fills in the defaults that `Predictor.detect_batch` documents.
 
     Args:
         batch: `image` (B, H, W, 3), and optionally `image_size` (B, 2) and `original_size` (B, 2), heights and widths

@@ -23,11 +23,11 @@ class Preprocessing(ConfigFromInit):
         channel_order: Channel order of the network's input, "rgb" or "bgr". The methods always take RGB images.
         shortest: Length of an image's shorter side after resizing, in pixels.
         longest: Limit of the longer side, in pixels. If the longer side would exceed the limit, it gets this length,
-            and the shorter side is below `shortest`.
+            and the shorter side is then shorter than `shortest`.
         rounding: Rule of the resized size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do,
             and "square" stretches images to a square, see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: Interpolation: "pil" is antialiased and works on uint8, "bilinear" works on floats as PyTorch does,
-            "opencv" works on uint8 without antialiasing.
+            "opencv" works on uint8 without antialiasing. See `kerasdet.ops.resize.resize`.
         size_divisor: The height and width of a batch are padded to multiples of this number of pixels.
         letterbox_value: Value, 0..255, of the pixels that pad each image to a square of `longest` pixels. The network
             sees these pixels as part of the image, so boxes may extend into them (RTMDet: 114). None: images are padded
@@ -151,7 +151,7 @@ class Preprocessing(ConfigFromInit):
         size = resize_ops.shortest_edge_size(
             height, width, shortest or self.shortest, longest or self.longest, self.rounding
         )
-        # The rule rounds the short side of a very thin image to 0; one row of pixels is left of it.
+        # The rule can round the shorter side of a very thin image to 0, so at least one row of pixels is kept.
         return resize_ops.resize(image, tf.maximum(tf.stack(size), 1), self.kernel)
 
     def padded_size(self, size: tf.Tensor) -> tf.Tensor:
@@ -182,7 +182,7 @@ class Preprocessing(ConfigFromInit):
             resizing; all in pixels.
 
         Raises:
-            UserError: If `resize` is neither None, False nor a pair of positive integers.
+            UserError: If `resize` is not None, False or a pair of positive integers.
 
         Example:
             >>> detections = model.detect_batch(model.preprocessing.batch([image, other_image]))
@@ -212,7 +212,7 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The filled pixels have the value `filling`, which is zero after normalisation unless the model has a
+        The other pixels have the value `filling`, which is zero after normalisation unless the model has a
         `letterbox_value`. With the rounding "square" the image is stretched instead, and nothing is filled.
 
         Args:
@@ -241,7 +241,7 @@ class Preprocessing(ConfigFromInit):
 class KeepSize:
     """Replaces `Preprocessing` in predictors that resize images themselves: exports, tiles, test-time augmentation.
 
-    Images keep their size and dtype; a batch is padded to its largest image.
+    Images keep their size; a batch is padded to its largest height and width.
     """
 
     size_divisor = 1

@@ -12,7 +12,7 @@ from kerasdet.inference.preprocessing import KeepSize
 from kerasdet.inference.wrapper import PredictorWrapper
 
 _CUT_MARGIN = 2.0  # pixels from a tile's side within which a box counts as cut by it
-_COVERED = 0.5  # a cut box is a piece of another object if more than this share of its area lies in that object's box
+_COVERED = 0.5  # a cut box is a piece of an object if more than this fraction of its area lies in the object's box
 _SAME = 0.5  # two boxes of a class with an IoU above this are the same object
 _TILES_AT_ONCE = 8
 
@@ -45,7 +45,7 @@ class TiledPredictor(PredictorWrapper):
         super().__init__(model)
         self.tile = int(tile)
         self.overlap = float(overlap)
-        self.preprocessing = KeepSize()  # the tiles are cut from the image in its own size
+        self.preprocessing = KeepSize()  # tiles are cut from the original image
 
     @property
     def mask_convention(self) -> str | None:
@@ -66,8 +66,8 @@ class TiledPredictor(PredictorWrapper):
 
         Returns:
             Padded detections in pixels of the original images: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D),
-            `class_ids` (B, D) with -1 for padding, `valid` (B,), the number of detections of each image, and masks or
-            keypoints if the model has them. See `kerasdet.inference.padded`.
+            `class_ids` (B, D) with -1 for padding, `valid` (B,), and masks or keypoints if the model has them. D is the
+            largest number of detections of an image in the batch. See `kerasdet.inference.padded`.
         """
         image_size, original_size = batch_sizes(batch)
         found = []
@@ -80,7 +80,8 @@ class TiledPredictor(PredictorWrapper):
         tiles = tile_boxes(*image.shape[:2], self.tile, self.overlap)
         groups = [tiles[start : start + _TILES_AT_ONCE] for start in range(0, len(tiles), _TILES_AT_ONCE)]
         if len(tiles) > 1:
-            groups.append(np.int32([[0, 0, *image.shape[:2]]]))  # alone, because a batch pads tiles to its size
+            # The whole image is a group of its own, because in one batch the tiles would be padded to its size.
+            groups.append(np.int32([[0, 0, *image.shape[:2]]]))
         views = np.concatenate(groups)  # (V, 4)
         found = [part for group in groups for part in self._detect_views(image, group)]
         found = with_equal_masks(found, square=True)
@@ -145,11 +146,11 @@ def merge_tiles(
 ) -> np.ndarray:
     """Drops duplicate detections of overlapping views (tiles), by an NMS that accounts for cut objects.
 
-    A box is cut if it ends at a side of its view that is not a side of the image. The function first processes boxes
-    that are not cut, in descending order of score: a box is dropped if its IoU with a kept box of its class from
-    another view is above 0.5. Then it processes cut boxes, in descending order of score: a box is dropped if more than
-    half of its area is inside a kept box of its class from another view. Boxes of the same view never drop each other,
-    because the model has already removed duplicates within a view.
+    A box is cut if it ends within 2 pixels of a side of its view that is not a side of the image. The function first
+    processes boxes that are not cut, in descending order of score: a box is dropped if its IoU with a kept box of its
+    class from another view is above 0.5. Then it processes cut boxes, in descending order of score: a box is dropped if
+    more than half of its area is inside a kept box of its class from another view. Boxes of the same view never drop
+    each other, because the model has already removed duplicates within a view.
 
     Args:
         boxes: (N, 4) yxyx in pixels of the image.

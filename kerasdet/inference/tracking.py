@@ -9,7 +9,7 @@ from kerasdet.errors import require_extra
 from kerasdet.inference.detections import Detections
 from kerasdet.inference.interop import TRACK_ID
 
-LOWEST_SCORE = 0.1  # ByteTrack's own value: detections with lower scores are not matched to objects
+LOWEST_SCORE = 0.1  # from ByteTrack: detections with lower scores are not matched to objects
 
 
 class Tracker:
@@ -17,14 +17,14 @@ class Tracker:
 
     The algorithm is ByteTrack (https://arxiv.org/abs/2110.06864) of the package `trackers`. Each class is tracked
     separately, so an id never moves to an object of another class; an object whose class changes gets another id. Pass
-    detections with low scores as well: with these, an object that is hard to see for a moment keeps its id.
+    detections with low scores as well: they let an object keep its id while it is hard to see.
 
     Args:
         rate: Frames per second of the video. A lost object keeps its id for one second.
         score_threshold: Only detections with a score of at least this start a new track. In [0, 1].
 
     Raises:
-        UserError: If the package `trackers` is not installed.
+        UserError: If the package `trackers` or `supervision` is not installed.
 
     Example:
         >>> tracker = Tracker(rate=25)

@@ -26,7 +26,7 @@ class AugmentedPredictor(PredictorWrapper):
 
     Args:
         model: The detector, a Keras model of kerasdet. It is not changed.
-        shortest: Lengths of the shorter sides of the views, in pixels; by default 0.75, 1 and 1.25 times the length of
+        shortest: Lengths of the shorter sides of the views, in pixels; by default 0.75, 1 and 1.25 times `shortest` of
             the model's preprocessing. The limit of the longer side is scaled in proportion.
         hflip: Whether to add the mirror image of each view.
 
@@ -47,7 +47,7 @@ class AugmentedPredictor(PredictorWrapper):
         super().__init__(model)
         self.shortest = tuple(shortest) or tuple(round(rule.shortest * scale) for scale in SCALES)
         self.hflip = hflip
-        self.preprocessing = KeepSize()  # the views resize the image in its own size
+        self.preprocessing = KeepSize()  # each view resizes the original image
         for length in self.shortest:
             if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
                 raise UserError(
@@ -78,7 +78,10 @@ class AugmentedPredictor(PredictorWrapper):
         return rescale(detections, image_size, original_size, self.branch_outputs)
 
     def _make_view(self, shortest, longest):
-        """Returns a `tf.function` from an image (H, W, 3) to the candidates of a view and of its mirror image (V)."""
+        """Returns a `tf.function` that maps an image (H, W, 3) to the candidates of a view.
+
+        V is 2 with `hflip`, for the view and its mirror image, otherwise 1.
+        """
 
         def run_view(image):
             rule = self.model.preprocessing
@@ -101,7 +104,7 @@ class AugmentedPredictor(PredictorWrapper):
         size = tf.shape(image)[:2]
         views = [run_view(image) for run_view in self._views]
         candidates = [view["candidates"] for view in views]
-        merged = {  # (1, V * N, ...): all views show one image
+        merged = {  # (1, candidates of all views, ...), because all views show the same image
             name: tf.concat([tf.reshape(c[name], [1, -1, *c[name].shape[2:]]) for c in candidates], 1)
             for name in candidates[0]
         }

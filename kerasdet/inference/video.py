@@ -18,9 +18,9 @@ from kerasdet.files import writing
 from kerasdet.paths import expand, make_folder
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
-# FFmpeg's input format and the name of a camera's device, by the prefix of sys.platform
+# Beginning of sys.platform -> FFmpeg's input format and the device name of a camera
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
-_CLOCK = 90_000  # ticks a second of written videos; a multiple of all usual frame rates
+_CLOCK = 90_000  # ticks per second in written videos; a multiple of all usual frame rates
 _FALLBACK_RATE = Fraction(25)
 
 
@@ -40,7 +40,7 @@ class Frame:
 
 
 def is_video(word: str) -> bool:
-    """Tells whether an argument of a command is a video: a file with a video suffix, a URL, or a camera number.
+    """Tells whether a command-line argument is a video: a file with a video suffix, a URL, or a camera number.
 
     Args:
         word: Argument such as "street.mp4", "rtsp://host/stream" or "0". If a file or folder named "0" exists, "0" is
@@ -67,7 +67,7 @@ def is_file_of_video(word: str) -> bool:
 
 
 def is_camera(word: str) -> bool:
-    """Tells whether an argument of a command is the number of a camera, and no file or folder has this name.
+    """Tells whether a command-line argument is the number of a camera, and no file or folder has this name.
 
     Args:
         word: Argument such as "0".
@@ -82,11 +82,11 @@ class VideoReader:
     """Opens a video and reads its frames one by one.
 
     Args:
-        source: Path of a video file, whose ``~`` is expanded, a URL such as "rtsp://host/stream", or the number of a
-            camera as a string, such as "0".
+        source: Path of a video file, in which ``~`` is expanded; a URL such as "rtsp://host/stream"; or the number of a
+            camera, such as 0 or "0".
 
     Attributes:
-        rate: Average number of frames per second.
+        rate: Average number of frames per second; 25 if the video does not state it.
 
     Raises:
         UserError: If PyAV is not installed, or the source cannot be opened or has no video stream.
@@ -136,7 +136,7 @@ class VideoReader:
                 f"The video {path} does not exist: expected the path of a video file, a URL or the number of a camera."
             )
         try:
-            # FFmpeg would take "night: 1.mp4" for a URL with the protocol "night"
+            # Without "file:", FFmpeg would read "night: 1.mp4" as a URL with the protocol "night".
             return self._av.open(self.source if is_url else f"file:{path}")
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise UserError(
@@ -186,7 +186,7 @@ class VideoWriter:
 
     Raises:
         UserError: If PyAV is not installed, `path` is not a local path, or `rate` is not a positive number.
-        OSError: If the folder cannot be written.
+        OSError: If the folder cannot be created or written to.
     """
 
     def __init__(self, path: str | os.PathLike, rate: float):
@@ -210,7 +210,7 @@ class VideoWriter:
         """Appends a picture.
 
         Args:
-            image: (H, W, 3) uint8 RGB. A picture is resized to the size of the first picture, if they differ.
+            image: (H, W, 3) uint8 RGB. It is resized if its size differs from that of the first picture.
             time: Time at which the picture appears, in seconds since the beginning.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Defines the operations of detectors: each in stock TensorFlow ops, most also compiled, with the same results."""
+"""Defines the operations of detectors, all in stock TensorFlow ops and most also as compiled ops with equal results."""
 
 from kerasdet.ops.deform_conv import deform_conv2d
 from kerasdet.ops.dispatch import implementation, static_shapes

@@ -25,8 +25,8 @@ def cells_of_bins(y_counts: tf.Tensor, x_counts: tf.Tensor) -> tuple[tf.Tensor, 
     shape = tf.shape(counts)
     starts = tf.cumsum(tf.reshape(counts, [-1]), exclusive=True)  # (N * h * w,)
     total = tf.reduce_sum(counts)
-    # A cell's bin is the number of later bins that begin at or before it. Empty bins begin at the same cell, so the
-    # count skips them.
+    # A cell's bin is the number of bins, without the first, that begin at or before it. An empty bin begins at the same
+    # cell as the next bin, so no cell belongs to it.
     begins = tf.math.unsorted_segment_sum(tf.ones_like(starts[1:]), starts[1:], total + 1)
     bins = tf.cumsum(begins)[:total]  # (E,)
     bin_values = [y_starts[:, :, None], x_starts[:, None, :], x_counts[:, None, :]]

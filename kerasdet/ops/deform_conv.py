@@ -20,13 +20,11 @@ def deform_conv2d(
 ) -> tf.Tensor:
     """Applies a deformable convolution: each position of the kernel (a tap) samples the features at its own offset.
 
-    Samples between cells are interpolated bilinearly.
-
-    Outside the feature map the features are 0. The backward pass recomputes the samples, because storing them would
-    need kh * kw times the memory of `x`.
+    Samples between cells are interpolated bilinearly. Outside the feature map the features are 0. The backward pass
+    recomputes the samples, because storing them would need kh * kw times the memory of `x`.
 
     Args:
-        x: (B, H, W, C), the features.
+        x: (B, H, W, C), the features, of any float dtype.
         kernel: (kh, kw, C / groups, O), the weights of the convolution.
         offsets: (B, h, w, G * kh * kw * 2), the offsets in cells, as (y, x) per tap. Each of the G deformable groups of
             C / G channels has its own offsets.
@@ -42,8 +40,8 @@ def deform_conv2d(
         The output, (B, h, w, O) of the dtype of `x`, computed in float32. (h, w) is the size of `offsets`.
 
     Raises:
-        ValueError: If the numbers of channels of `x`, `kernel`, `offsets` and `mask` and the numbers of groups
-            contradict each other.
+        ValueError: If the channels of `x`, `kernel`, `offsets` and `mask` do not fit each other or the numbers of
+            groups.
 
     Example:
         >>> x, kernel = tf.ones([1, 8, 8, 16]), tf.ones([3, 3, 16, 4])
@@ -181,7 +179,7 @@ def _corners(points, shape):
     lower = tf.stop_gradient(tf.floor(points))
     fraction = points - lower
     limit = shape[1:3]
-    # Every point outside the map has weight 0. Clipping keeps far ones in the range of int32.
+    # Every point outside the map has weight 0. Clipping keeps distant points in the range of int32.
     lower = tf.cast(tf.clip_by_value(lower, -2.0, tf.cast(limit, tf.float32)), tf.int32)
     image = tf.reshape(tf.range(shape[0]), [-1, 1, 1, 1, 1])
     indices, weights = [], []

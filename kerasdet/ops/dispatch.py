@@ -79,8 +79,9 @@ def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
     ``implementation("tensorflow")``.
 
     Args:
-        for_gpus: Whether the op has a GPU kernel. If it has one, but TensorFlow uses a GPU for which the library was
-            not built, the function returns None: stock ops on the GPU are faster than the compiled op on the CPU.
+        for_gpus: Whether the op has a GPU kernel. If it has one, but TensorFlow uses a GPU for which the library has no
+            kernels, the function returns None, because stock ops on the GPU are faster than the compiled op on the CPU.
+            Inside ``implementation("compiled")`` this is not checked.
 
     Returns:
         The module of the compiled ops, or None to use stock TensorFlow ops.
@@ -141,7 +142,7 @@ def composite(function: Callable, name: str, **attributes: object) -> Callable:
 
 @functools.cache
 def lacks_gpu_kernels() -> bool:
-    """Returns whether TensorFlow uses GPUs for which the library has no kernels, and warns once.
+    """Returns whether TensorFlow uses GPUs for which the library has no kernels; if so, logs a warning once.
 
     A compiled op would then run on the CPU, and copying data to the CPU and back takes more time than the op saves.
     """

@@ -61,7 +61,7 @@ def global_mean(x: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         x: List of tensors, with the same shapes on all replicas.
 
     Returns:
-        The means, with the shapes of `x`.
+        The means, with the shapes of `x`; on a single replica the tensors themselves.
     """
     return [value / num_replicas() for value in global_sum(x)] if num_replicas() > 1 else list(x)
 
@@ -73,12 +73,12 @@ def global_max(x: tf.Tensor) -> tf.Tensor:
         x: Tensor, with the same shape on all replicas.
 
     Returns:
-        The maximum, with the shape of `x`.
+        The maximum, with the shape of `x`; `x` itself on a single replica.
     """
     replica = tf.distribute.get_replica_context()
     if replica is None or num_replicas() == 1:
         return x
-    return tf.reduce_max(replica.all_gather(x[None], axis=0), 0)  # `all_reduce` knows sums and means only
+    return tf.reduce_max(replica.all_gather(x[None], axis=0), 0)  # `all_reduce` supports only sums and means
 
 
 def worker_rank(strategy: tf.distribute.Strategy) -> tuple[int, int]:
@@ -99,11 +99,11 @@ def worker_rank(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 def all_gather_object(strategy: tf.distribute.Strategy, value: Any) -> list:
-    """Gathers a value from every worker. All workers must call this function, so it also serves as a barrier.
+    """Gathers a value from every worker. All workers must call this function, so it also acts as a barrier.
 
     Args:
         strategy: `tf.distribute` strategy that the model was built in.
-        value: A value that can be stored as JSON.
+        value: A value that `json.dumps` accepts.
 
     Returns:
         A list of the values of all workers, in the order of their ranks.

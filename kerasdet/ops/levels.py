@@ -7,14 +7,14 @@ import tensorflow as tf
 def assign_levels(
     boxes: tf.Tensor, lowest: int, highest: int, canonical_size: float, canonical_level: int, epsilon: float
 ) -> tf.Tensor:
-    """Assigns each box to the pyramid level for its size.
+    """Assigns each box to the pyramid level for its size, clipped to the available levels.
 
     Args:
         boxes: (N, 4) yxyx in pixels.
-        lowest: Number of the finest level.
+        lowest: Number of the finest level, such as 2 for "p2".
         highest: Number of the coarsest level.
-        canonical_size: Side in pixels of a square box on `canonical_level`.
-        canonical_level: Number of the level for boxes of `canonical_size`.
+        canonical_size: Side in pixels of the smallest square box on `canonical_level`.
+        canonical_level: Number of the level on which boxes of `canonical_size` are.
         epsilon: Constant added to the level before it is rounded down.
 
     Returns:

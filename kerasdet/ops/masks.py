@@ -99,7 +99,7 @@ def crops_from_runs(
             whole image, column by column, from `kerasdet.geometry.rle.runs_from_segmentation`.
         num_runs: (M,) int32, the number of run lengths of each object.
         boxes: (M, 4) yxyx in pixels, inside the image.
-        image_size: (2,), height and width of the image in pixels.
+        image_size: (2,) int32, height and width of the image in pixels.
         size: S, the height and width of a crop in cells.
 
     Returns:
@@ -119,7 +119,7 @@ def crops_from_runs(
 
 
 def _library(convention):
-    """Returns the compiled ops, or None if they do not load or lack the convention ("mmdet")."""
+    """Returns the compiled ops, or None if they should not be used or do not support the convention ("mmdet")."""
     return None if convention == "mmdet" else compiled_ops(for_gpus=False)
 
 

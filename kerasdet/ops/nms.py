@@ -10,9 +10,9 @@ from kerasdet.ops.dispatch import compiled_ops, composite, in_tflite
 
 tf.no_gradient("Kerasdet>Nms")
 # TFLite's NonMaxSuppression kernel selects an empty box again and again, because the box does not overlap itself.
-# A side of at least 0.02 pixels gives every box an area; no detector returns boxes that small on purpose.
+# Sides of at least 0.02 pixels give every box an area; real detections are not that small.
 _MIN_SIDE = 0.02
-# TensorFlow's kernel for GPUs ignores thresholds that are not above the smallest number, and would keep padding.
+# TensorFlow's GPU kernel ignores thresholds that are not above the lowest float32, and would then keep padding.
 _LOWEST_THRESHOLD = float(np.nextafter(np.finfo(np.float32).min, np.float32(0)))
 
 

@@ -1,7 +1,8 @@
 """Resizes and pads images with the arithmetic of the source frameworks.
 
-Single uint8 images are resized by a compiled op if the library loads; stock TensorFlow ops give the same pixels. Every
-static shape may be unknown. `kerasdet.inference.preprocessing` holds the rounding and the kernel of a model.
+Single RGB images of dtype uint8 are resized by a compiled op if the library loads; stock TensorFlow ops give the same
+pixels. Heights and widths may be unknown when a graph is traced. `kerasdet.inference.preprocessing` holds a model's
+choice of rounding and kernel.
 """
 
 import tensorflow as tf
@@ -12,9 +13,9 @@ tf.no_gradient("Kerasdet>Resize")
 
 ROUNDINGS = ("detectron2", "torchvision", "mmdetection", "square")
 KERNELS = ("pil", "bilinear", "opencv")
-UINT8_KERNELS = ("pil", "opencv")  # kernels whose results are whole numbers
+UINT8_KERNELS = ("pil", "opencv")  # kernels with uint8 results
 
-_PIL_PRECISION = 22  # bits behind the binary point of Pillow's 8-bit resampling weights
+_PIL_PRECISION = 22  # fractional bits of Pillow's weights for 8-bit images
 
 
 def shortest_edge_size(
@@ -112,7 +113,7 @@ def resize_uint8(
         The resized images or windows, (..., height, width, C) uint8.
 
     Raises:
-        ValueError: If `kernel` is unknown.
+        ValueError: If `kernel` is neither "pil" nor "opencv".
     """
     if kernel not in UINT8_KERNELS:
         raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(KERNELS)}. Change kernel.")
@@ -167,7 +168,7 @@ def _pil_taps(size, length, start, stop):
 
 
 def _pil_pass(image, index, weight, axis):
-    """Sums the weighted taps along one axis and drops the bits behind the binary point."""
+    """Sums the weighted taps along one axis and drops the fractional bits."""
 
     def tap(i):
         along_axis = tf.reshape(weight[i], [-1] + [1] * (-axis - 1))
@@ -186,8 +187,8 @@ def _pil_pass(image, index, weight, axis):
 def _opencv_resize(image, size, window):
     """Resizes an int32 image (..., H, W, C) as OpenCV's INTER_LINEAR does for uint8, in its fixed-point arithmetic.
 
-    OpenCV blends columns with 11-bit weights, then rows, and drops bits in between. At exactly half the size it
-    computes means of 2x2 pixels instead.
+    OpenCV blends columns with 11-bit weights, then rows, and drops bits in between. If the new size is exactly half the
+    old one, it computes means of 2x2 pixels instead.
     """
     shape = tf.shape(image)
     is_half = (shape[-3] == 2 * size[0]) & (shape[-2] == 2 * size[1])

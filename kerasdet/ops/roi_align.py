@@ -162,7 +162,7 @@ def _align_each_level(maps, boxes, level, scales, options):
     Args:
         maps: Feature maps (B, H, W, C) of all levels.
         boxes: (B, P, 4) yxyx in pixels.
-        level: (B * P,) index of each box's level.
+        level: (B * P,) int32, index of each box's level in `maps`.
         scales: Cells per pixel of each level.
         options: `output_size`, `sampling_ratio` and `aligned`.
     """
@@ -175,7 +175,7 @@ def _align_each_level(maps, boxes, level, scales, options):
         cells = tf.gather(flat_boxes, chosen) * scale
         pooled.append(pool(features, cells, tf.gather(_batch_indices(boxes), chosen)))
         order.append(chosen)
-    order = tf.concat(order, 0)  # (B * P,), of which the inverse permutation follows
+    order = tf.concat(order, 0)  # (B * P,), a permutation; `position` is its inverse
     position = tf.scatter_nd(order[:, None], tf.range(tf.size(order)), [tf.size(order)])
     pooled = tf.gather(tf.concat(pooled, 0), position)
     return _unflatten(pooled, boxes, maps[0].dtype)
@@ -345,9 +345,9 @@ def _num_samples(rois, output_size, sampling_ratio):
     """Returns the number of samples per bin along y and x: (N, 2) int32."""
     if sampling_ratio > 0:
         return tf.fill(tf.shape(rois.size), sampling_ratio)
-    # Rounds up. floordiv, since grappler turns a plain division by a constant into an inexact multiplication.
+    # Rounds up. Uses floordiv, because grappler turns a plain division by a constant into an inexact multiplication.
     samples = tf.cast(-tf.math.floordiv(-rois.size, tf.constant(output_size, tf.float32)), tf.int32)
-    # The limit binds only for regions of more than h times the map's height
+    # The limit matters only for regions that are more than `output_size` times as long as the map.
     return tf.clip_by_value(samples, 0, rois.map_size)
 
 

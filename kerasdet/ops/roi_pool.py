@@ -16,8 +16,8 @@ def roi_pool(
 ) -> tf.Tensor:
     """Pools each box into a grid of bins; a bin is the maximum of its cells. Only the features get gradients.
 
-    Box coordinates are rounded to whole cells. A bin outside the map is 0. Of cells with the same maximum, the first in
-    row-major order gets the gradient, as in torchvision.
+    Box coordinates are rounded to whole cells. A bin without cells of the map is 0. Of cells with the same maximum, the
+    first in row-major order gets the gradient, as in torchvision.
 
     Args:
         features: (B, H, W, C) feature map.
@@ -96,12 +96,13 @@ def multilevel_roi_pool(
     """Applies ROIPool to each box, on the pyramid level that suits its size, like `kerasdet.ops.multilevel_roi_align`.
 
     Args:
-        pyramid: Features (B, H, W, C) by level name, "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
+        pyramid: Features (B, H, W, C) by level name, "p2", "p3" ... in ascending order without a gap. Level l has a
+            stride of 2**l pixels.
         boxes: (B, P, 4) yxyx in pixels of the image.
         output_size: Number of bins as (h, w), or an int if both are equal.
         canonical_size: Side in pixels of a square box that is pooled from `canonical_level`.
         canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4".
-        level_epsilon: Constant added to the level before it is rounded down.
+        level_epsilon: Constant added to the level before it is rounded down; torchvision adds 1e-6.
 
     Returns:
         The pooled features, (B, P, h, w, C) of the dtype of the pyramid.
@@ -111,7 +112,7 @@ def multilevel_roi_pool(
         tf.reshape(boxes, [-1, 4]), numbers[0], numbers[-1], canonical_size, canonical_level, level_epsilon
     )
     own = tf.reshape(own, tf.shape(boxes)[:2])[..., None]  # (B, P, 1)
-    # A box outside the map pools to 0, so the sum over levels selects one
+    # A box outside the map pools to 0, so the sum over levels is the result of the box's own level.
     parts = [tf.where(own == number, boxes, _OUTSIDE) for number in numbers]
     pooled = [
         roi_pool(features, part, output_size=output_size, spatial_scale=2.0**-number)
@@ -123,7 +124,7 @@ def multilevel_roi_pool(
 def _lines(low, high, bins, limit):
     """Returns the first row (or column) of each bin, and the row after the last, (N, bins) int32 each, of N regions."""
     size = tf.maximum(high - low + 1, 1.0)
-    # float64, since grappler turns a float32 division by a constant into an inexact multiplication.
+    # Divides in float64, because grappler turns a float32 division by a constant into an inexact multiplication.
     bin_size = tf.cast(tf.cast(size, tf.float64) / bins, tf.float32)[:, None]
     number = tf.range(bins, dtype=tf.float32)
     begin = tf.floor(number * bin_size) + low[:, None]

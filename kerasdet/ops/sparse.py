@@ -27,7 +27,7 @@ def csr_matrix(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tf
 def matmul(matrix: tf.Tensor, dense: tf.Tensor, transpose: bool = False) -> tf.Tensor:
     """Computes ``matrix @ dense`` or ``matrix.T @ dense``.
 
-    The product has no gradient, and is the same in every run, bit for bit.
+    The product has no gradient. It is bit-identical in every run.
 
     Args:
         matrix: Sparse matrix from `csr_matrix`, (M, K), or (K, M) if `transpose`.
@@ -62,8 +62,8 @@ def weighted_rows(table: tf.Tensor, indices: tf.Tensor, weights: tf.Tensor) -> t
     def product(table, weights):
         count, taps = tf.shape(indices)[0], indices.shape[1]
         rows = tf.repeat(tf.range(count), taps)  # (N * K,)
-        # A sum may take a table row twice, but cuSPARSE refuses more values than the matrix has elements. So the matrix
-        # gets empty rows if the table has fewer than K.
+        # A sum may use a table row twice, but cuSPARSE rejects more values than the matrix has elements. Therefore the
+        # matrix gets empty rows if the table has fewer than K rows.
         empty = count * ((taps - 1) // tf.maximum(tf.shape(table)[0], 1))
         shape = tf.cast(tf.stack([count + empty, tf.shape(table)[0]]), tf.int64)
         matrix = csr_matrix(rows, tf.reshape(indices, [-1]), tf.reshape(weights, [-1]), shape)

@@ -9,16 +9,16 @@ from kerasdet.analysis.tide import BACKGROUND_ERROR, FOREGROUND
 from kerasdet.reports.page import Finding, count, decimal, share
 
 _FEW_OBJECTS = 20
-_WIDE_INTERVAL = 0.06  # the page warns from this width of AP's interval on
+_WIDE_INTERVAL = 0.06  # the page gives advice if AP's confidence interval is wider than this
 _WEAK = 0.5  # a class is named if its AP is below this factor times the mean AP of the other classes
 _SMALLER = 0.7  # size is named as the reason if objects are smaller than this factor times the size of others
 _OFTEN = 3  # the page names a pair of classes that are confused at least this often
-_MANY_IN_IMAGE = 10  # an image is named from this number of detections on background on
+_MANY_IN_IMAGE = 10  # the advice mentions the worst image if it has at least this many detections on background
 _COSTLY = 0.02  # the page gives advice about an error that costs at least this AP50
-_BAD_CALIBRATION = 0.1
-_LOOSE = 0.3  # boxes count as inexact if AP75 is lower than AP50 by at least this
-_FOUND = 0.05  # if at most this share of the objects is found, something is wrong with the files
-_USEFUL = 0.5  # the best threshold is good news if it finds this share of the objects, with this precision
+_BAD_CALIBRATION = 0.1  # the page gives advice if the expected calibration error is larger than this
+_LOOSE = 0.3  # boxes count as inexact if AP75 is lower than AP50 by more than this
+_FOUND = 0.05  # if a smaller share of the objects is found, detections and ground truth may not belong together
+_USEFUL = 0.5  # the best threshold counts as good if its recall and its precision are at least this
 _SHARE_OF_ALL = 0.3  # if at least this share of the boxes fits an object of another class, the classes are mixed up
 
 
@@ -178,7 +178,7 @@ def _error_advice(analysis, words):
 
 
 def _crowded_with_background(analysis):
-    """Names the share of the worst image if it has many detections on background: annotations may be missing."""
+    """Returns a phrase about the image with the most detections on background, or "" if no image has many."""
     errors, shown = analysis.shown_errors, analysis.shown
     wrong = (errors.kinds == BACKGROUND_ERROR) & ~errors.excused
     counts = np.bincount(shown.images[wrong], minlength=shown.num_images)
@@ -287,7 +287,7 @@ def _score_advice(analysis):
         found.append(
             Finding(
                 "problem",
-                f"Scores lie between {scores.min():g} and {scores.max():g}, and `kerasdet predict` takes thresholds "
+                f"Scores lie between {scores.min():g} and {scores.max():g}, but `kerasdet predict` takes thresholds "
                 "from 0 to 1.",
                 "Write probabilities to the detections file if they are available.",
                 "calibration",

@@ -30,7 +30,7 @@ def scores(analysis: Analysis, model: str) -> Section:
         parts += [
             page.paragraph(
                 f"Above the score `{score}`, {best.precision:.0%} of the detections are right and "
-                f"{best.recall:.0%} of the objects are found: F1 {best.f1:.3f}, the best of any one threshold."
+                f"{best.recall:.0%} of the objects are found. F1 is {best.f1:.3f}, the best of all thresholds."
             ),
             page.code(f"kerasdet predict {model} IMAGES --score-threshold {score}", "Command with the threshold"),
         ]
@@ -100,8 +100,8 @@ def reliability(analysis: Analysis) -> Section | None:
     filled = np.flatnonzero(result.counts)
     points = [(round(float(result.confidence[i]), 4), round(float(result.accuracy[i]), 4)) for i in filled]
     words = (
-        "Below the dashed line, scores promise more than detections keep; above it, less. The expected calibration "
-        f"error is {result.error:.3f}."
+        "Below the dashed line, scores are higher than the share of right detections; above it, lower. The expected "
+        f"calibration error is {result.error:.3f}."
     )
     rows = [
         (

@@ -32,7 +32,7 @@ def errors(analysis: Analysis, words: str) -> Section:
     rows = [(name, cost, f"{name}: {cost:.3f} AP50, {number(counts[name])}") for name, cost in result.cost.items()]
     worst = max(result.cost, key=result.cost.get)
     sentence = (
-        f"Repairing every {worst} error would add {result.cost[worst]:.3f} to an AP50 of {result.ap:.3f}."
+        f"Repairing all errors of the kind {worst} would add {result.cost[worst]:.3f} to an AP50 of {result.ap:.3f}."
         if result.cost[worst]
         else "No kind of error costs AP."
     )
@@ -41,11 +41,11 @@ def errors(analysis: Analysis, words: str) -> Section:
     table_rows = [(name, _MEANINGS[name], number(counts[name]), f"{cost:.3f}") for name, cost in result.cost.items()]
     table_rows += [
         ("false positives", "all wrong detections together", "", f"{result.false_positives:.3f}"),
-        ("false negatives", "all objects that are not found together", "", f"{result.false_negatives:.3f}"),
+        ("false negatives", "all missed objects together", "", f"{result.false_negatives:.3f}"),
     ]
     table = page.table(columns, table_rows, "Kinds of errors", sortable=False)
     intro = (
-        f"After TIDE, for all {words} at an IoU of 0.5. The costs do not add up to the missing AP, because one repair "
+        f"TIDE's errors of all {words} at an IoU of 0.5. The costs do not add up to the missing AP, because one repair "
         "can hide another."
     )
     return Section("errors", "Where AP is lost", [page.figure(chart, "AP lost by error", sentence), table], intro)
@@ -84,7 +84,7 @@ def confused(analysis: Analysis) -> Section:
     if cells:
         words = "Rows are objects, columns their detections; the diagonal is right."
         if last > MOST_CLASSES:
-            words += f" The {MOST_CLASSES} classes with most errors."
+            words += f" Only the {MOST_CLASSES} classes with the most errors are shown."
         chart = charts.matrix(cells, labels, labels, ("object", "detection"), words)
         parts.append(page.figure(chart, "Objects and their detections", words))
     order = np.argsort(-wrong, axis=None, kind="stable")

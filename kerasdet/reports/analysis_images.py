@@ -14,8 +14,8 @@ from kerasdet.evaluation.cases import Cases
 from kerasdet.reports import page, pictures
 from kerasdet.reports.page import Section, count
 
-WORST, OF_EACH = 12, 4  # images with most errors in total, and of each kind
-_EDGE = 420  # longer side of each of both halves of a picture, in pixels
+WORST, OF_EACH = 12, 4  # numbers of shown images with the most errors in total, and of each kind
+_EDGE = 420  # longer side of each half of a picture, in pixels
 _GAP = 8
 _PER_PAGE = 4
 _FILTERS = (*ERRORS, "fixed", "broken")
@@ -63,14 +63,14 @@ def images(
     ]
     intro = (
         f"Objects on the left, detections with a score above {page.decimal(analysis.score)} on the right. The images "
-        f"with most errors come first: {count(len(shown), 'image')} of {len(analysis.image_ids):,}."
+        f"with the most errors come first: {count(len(shown), 'image')} of {len(analysis.image_ids):,}."
     )
     gallery = page.gallery(shown, _PER_PAGE, tags, order=_FILTERS, wide=True)
     return Section("images", "Worst images", [page.legend(keys), gallery], intro)
 
 
 def _errors_of_images(analysis, result):
-    """Returns the number of errors of each kind, a dict per image, in the order of `ERRORS` and without zeros."""
+    """Returns a `Counter` per image: the numbers of errors by kind, and of fixed and broken objects; no zeros."""
     errors, shown = analysis.shown_errors, analysis.shown
     table = np.zeros((shown.num_images, len(ERRORS)), int)
     wrong = (errors.kinds >= 0) & ~errors.excused
@@ -84,7 +84,7 @@ def _errors_of_images(analysis, result):
 
 
 def _choose(errors):
-    """Returns the images to show, those with most errors first: the worst ones, and the worst of each kind."""
+    """Returns the images with the most errors in total and of each kind, in descending order of the total."""
     order = sorted(range(len(errors)), key=lambda i: -errors[i].total())
     chosen = set(order[:WORST])
     for name in {name for each in errors for name in each}:

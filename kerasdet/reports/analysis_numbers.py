@@ -163,9 +163,9 @@ def comparison(
     columns = [Column("Class"), *(Column(title, "number") for title in (*titles, "Fixed", "Broken"))]
     per_class = page.table(columns, rows, "AP of each class")
     intro = (
-        f"Before is {name}. Both runs are evaluated on the same drawn images, so an interval without 0 is a difference "
-        "that does not come from the choice of images. Fixed objects are found only now, broken ones were found only "
-        "before, each with the run's own best threshold."
+        f"Before is {name}. Both runs are evaluated on the same resampled images: if an interval does not contain 0, "
+        "the difference does not come from the choice of images. Fixed objects are found only now, broken objects were "
+        "found only before, each with the run's own best threshold."
     )
     parts = [totals, per_class]
     if changed:

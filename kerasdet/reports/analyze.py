@@ -108,7 +108,7 @@ def analyze_run(
             "at least one of these. Save detections with 'bbox' or 'segmentation'."
         )
     anchors, of_anchors = _anchors(run)
-    found[against is not None : against is not None] = of_anchors  # what changed stays first
+    found[against is not None : against is not None] = of_anchors  # the finding about the comparison stays first
     parts += anchors + _further(run, content)
     found.sort(key=lambda finding: list(page.LEVELS).index(finding.level))
     title = f"Analysis of {Path(run.name).name or run.name}"

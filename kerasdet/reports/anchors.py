@@ -13,9 +13,9 @@ from kerasdet.models.detector import Detector
 from kerasdet.reports.objects import Objects, of_images
 
 _CHUNK = 1 << 16  # objects compared with all anchor shapes at once
-_MOST_EAGER = 10  # from this number of images of a size on, a graph is faster
-_MIN_RATIO, _MAX_RATIO = 0.1, 10.0
-_FACTORS = tuple(2.0 ** (step / 4) for step in range(-20, 13))  # of all sizes, 1/32 to 8 times
+_MOST_EAGER = 10  # for more images than this, a graph is faster than eager execution
+_MIN_RATIO, _MAX_RATIO = 0.1, 10.0  # limits of suggested aspect ratios
+_FACTORS = tuple(2.0 ** (step / 4) for step in range(-20, 13))  # by which all sizes are multiplied, 1/32 to 8
 _SPREADS = (1.25, 1.5, 2.0, 2.5, 3.0)  # factors from one aspect ratio to the next
 
 
@@ -46,8 +46,8 @@ class Matches:
     """Holds the numbers of anchors that are matched to N objects.
 
     Args:
-        by_merit: (N,) int64, number of anchors whose IoU with the object is at least the foreground IoU. For FCOS, the
-            number of all points of the object.
+        by_merit: (N,) int64, number of positive anchors of the object whose IoU with it is at least the foreground IoU.
+            For FCOS, the number of all points of the object.
         total: (N,) int64, number of all positive anchors of the object.
         levels: (N, L) int64, number of positive anchors of the object on each level.
         images: Number of images that were matched.
@@ -182,9 +182,9 @@ def suggest_anchors(anchors: AnchorGenerator, objects: Objects, size_divisor: in
 
     All sizes are scaled by one factor, because the pyramid determines the steps between levels. Candidates for the
     aspect ratios are clusters of the objects' aspect ratios (k-means of their logarithms, like YOLOv2's anchors,
-    https://arxiv.org/abs/1612.08242), and ratios that are spread evenly around the median. The result is the
-    combination with which the largest number of objects have an IoU of at least `threshold` with an anchor, at the real
-    positions of the anchors.
+    https://arxiv.org/abs/1612.08242), and ratios that are spread evenly around the median. The search is greedy: sizes,
+    then aspect ratios, then sizes again. It maximises the share of objects that have an IoU of at least `threshold`
+    with an anchor at its real position; between nearly equal shares, the mean IoU decides.
 
     Args:
         anchors: The current generator.
@@ -198,7 +198,7 @@ def suggest_anchors(anchors: AnchorGenerator, objects: Objects, size_divisor: in
 
     def quality(candidate):
         best = best_overlaps(candidate, objects, size_divisor)
-        return (best >= threshold).mean() + 0.1 * best.mean()  # the mean decides if shares are equal
+        return (best >= threshold).mean() + 0.1 * best.mean()  # the mean decides between nearly equal shares
 
     def scaled(generator):
         sizes = [tuple(tuple(_round(size * factor) for size in row) for row in anchors.sizes) for factor in _FACTORS]

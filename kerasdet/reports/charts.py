@@ -1,4 +1,4 @@
-"""Draws charts with Vega-Lite as SVG, which need no script on the page.
+"""Draws charts as SVG with Vega-Lite; the charts need no script on the page.
 
 Colours are CSS variables of the page, so that charts follow its theme. Each mark has an ARIA label, which the page also
 shows as a tooltip.
@@ -382,7 +382,7 @@ _WHOLE = {
 
 
 def _names(limit):
-    """Returns an axis with names of up to `limit` pixels; vl-convert takes minutes to shorten one of 3000 letters."""
+    """Returns an axis with names of up to `limit` pixels; vl-convert needs minutes to shorten 3000 letters."""
     return {"labelLimit": limit, "labelExpr": "truncate(datum.label, 60)"}
 
 

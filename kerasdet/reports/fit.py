@@ -20,9 +20,11 @@ from kerasdet.reports.splits import Splits
 
 MOST_IMAGES = 400  # the matcher runs on at most this many images
 MOST_OBJECTS = 5_000  # anchors are fitted to at most this many objects
-_MIN_GAIN = 0.02  # suggested anchors match this share of the objects more ...
-_MAX_LEFT = 0.67  # ... and leave at most this fraction of those that the present ones leave
-_MOST_UNMATCHED = 0.01
+# Anchors are suggested if they increase the share of matched objects by at least _MIN_GAIN, and reduce the number of
+# unmatched objects to at most _MAX_LEFT times the present number.
+_MIN_GAIN = 0.02
+_MAX_LEFT = 0.67
+_MOST_UNMATCHED = 0.01  # the page reports a problem if a larger share of the objects gets no anchor or point
 
 
 def anchors(data: Splits, model: Detector | None, seed: int) -> tuple[Section | None, list[Finding]]:
@@ -73,7 +75,7 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
     parts = [
         page.tiles(
             [
-                ("objects with no anchor over the threshold", share(low.sum(), len(objects))),
+                ("objects with no anchor at the threshold or above", share(low.sum(), len(objects))),
                 ("objects that get no anchor at all", share(none, len(sample))),
                 ("anchors for a median object", number(np.median(matches.total))),
                 ("median overlap of the best anchor", number(np.median(overlaps), 2)),
@@ -129,7 +131,7 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
         found = [
             Finding(
                 "good",
-                f"The anchors fit as well as any of their kind: {share((~low).sum(), len(objects))} of the objects "
+                f"No other anchor sizes or ratios fit much better: {share((~low).sum(), len(objects))} of the objects "
                 f"have an IoU of {threshold:g} or more with an anchor.",
                 "",
                 "anchors",
@@ -309,7 +311,7 @@ def _article(stage):
 
 
 def _some(objects, most):
-    """Returns the objects of the first images, about `most` objects at most; images are in random order."""
+    """Returns the objects of randomly drawn images: at most `most` objects, or those of a single image."""
     images = np.random.default_rng(0).permutation(len(objects.sizes))
     total = np.cumsum(objects.per_image[images])
     keep = np.sort(images[: max(int(np.searchsorted(total, most)), 1)])

@@ -403,6 +403,9 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
         title: Title of the page.
         subtitle: Line below the title, such as the path of the data.
         sections: Sections of the page, in their order.
+
+    Raises:
+        OSError: If the page cannot be written.
     """
     links = "".join(f'<li><a href="#{section.id}">{text(section.title)}</a></li>' for section in sections)
     parts = "".join(
@@ -444,7 +447,7 @@ def write(out: str | os.PathLike, *, title: str, subtitle: str, sections: Sequen
 </html>
 """
     with replacing(Path(out)) as partial:
-        partial.write_text(content, encoding="utf-8", errors="replace")  # a name of a file may not be UTF-8
+        partial.write_text(content, encoding="utf-8", errors="replace")  # file names may not be valid UTF-8
 
 
 _numbers = itertools.count()

@@ -9,9 +9,9 @@ from kerasdet.reports.objects import resized
 from kerasdet.reports.page import Column, Finding, Section, count, number, share
 from kerasdet.reports.splits import Splits
 
-_SIZE_STEP = 0.25  # width of a bin, in exponents of 2
-_RATIO_STEP = 0.25
-_CELL = 0.5
+_SIZE_STEP = 0.25  # width of a bin of sizes, in exponents of 2
+_RATIO_STEP = 0.25  # width of a bin of aspect ratios, in exponents of 2
+_CELL = 0.5  # side of a cell of the heatmap, in exponents of 2
 _MOST_SMALL = 0.05  # the page gives advice if at least this share of objects is smaller than a cell of the finest level
 
 

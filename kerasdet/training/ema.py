@@ -44,7 +44,7 @@ def use_averages(model: keras.Model) -> None:
 
 
 def _pairs(model):
-    """Pairs each trained weight with its average; returns no pairs before the first step, when averages are zeros."""
+    """Pairs each averaged variable with its average; returns no pairs before the first step, when averages are 0."""
     optimizer = inner_optimizer(getattr(model, "optimizer", None))
     if not getattr(optimizer, "use_ema", False) or int(optimizer.iterations.numpy()) == 0:
         return []

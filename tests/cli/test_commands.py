@@ -276,7 +276,7 @@ MISTAKES = {
     ),
     "train: no data of a recipe": (
         ["train", "retinanet_r18_fpn_bccd"],
-        "The file data/bccd/train.json does not exist, the training data of retinanet_r18_fpn_bccd (TRAIN_ANNOTATIONS)"
+        "The file data/bccd/train.json, the training data of retinanet_r18_fpn_bccd (TRAIN_ANNOTATIONS), does not exist"
         ". Pass your dataset with --data",
     ),
     "train: no images": (

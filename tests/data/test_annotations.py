@@ -275,7 +275,7 @@ REFUSED = {
         "annotation 1 has the image_id 51, .* the other annotations have no image",
     ),
     "annotations as dict": (lambda data: data.update(annotations={}), '"annotations" is not a list'),
-    "image id null": (everywhere("id", lambda _: None, "images"), "image number 0"),
+    "image id null": (everywhere("id", lambda _: None, "images"), r"images\[0\] is"),
 }
 
 

@@ -131,7 +131,7 @@ def test_faults_are_listed(tmp_path):
     assert len(report.errors) == 2
     for part in ("train_2.png does not exist", "train_3.png is not a", "annotation 1 has", "annotation 2 "):
         assert part in text
-    assert "near duplicates in train" in text and "1 images are in several splits" in text
+    assert "near duplicates in train" in text and "1 groups of near duplicates are in several splits" in text
     assert len(check(tmp_path, strict=True).errors) == 4
 
 

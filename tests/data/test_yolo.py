@@ -224,7 +224,7 @@ def test_label_of_two_images_and_annotations_of_another_format_are_said(tmp_path
     picture(tmp_path / "images/train/0.bmp", 1)
     write_text(tmp_path / "train.json", '{"images": [], "annotations": [], "categories": []}')
     assert open_dataset(tmp_path, "train").counts["shared_labels"] == 1
-    assert "holds YOLO and also" in caplog.text and "train.json, which is not read" in caplog.text
+    assert "is read as YOLO" in caplog.text and "train.json are not read" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["valid", "val_extra"])

@@ -257,7 +257,7 @@ def test_missing_precision_in_metadata_names_the_format(toy, models, tmp_path, m
         ("import kerasdet.absent", "remove the imports of kerasdet"),
         (
             "raise RuntimeError('running the file imported TensorFlow or kerasdet; expected toys alone')",
-            "expected toys alone. Remove what imports them from ",
+            "expected toys alone. Remove the code that imports them from ",
         ),
         ("1 / 0", "ZeroDivisionError: division by zero. Compare the installed packages with "),
     ],

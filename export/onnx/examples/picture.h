@@ -30,7 +30,7 @@ inline Image read_ppm(const std::string& path) {
   return image;
 }
 
-// Value of a channel between pixels, bilinear, pixel centres at 0.5.
+// Interpolates a channel bilinearly at (y, x); (0, 0) is the centre of the first pixel.
 inline double sample(const Image& image, double y, double x, int channel) {
   y = std::clamp(y, 0.0, image.height - 1.0), x = std::clamp(x, 0.0, image.width - 1.0);
   const int y0 = int(y), x0 = int(x);
@@ -45,8 +45,9 @@ struct Scale {
   double y, x;
 };
 
-// Fits the image into the input, top left; returns its scale. The rule is the entry "input" of the file's metadata:
-// "... stretched to ...", or "... filled at the bottom or right with (R, G, B)." for an image that keeps its aspect ratio.
+// Resizes the image and writes it to the top left of the input; returns the scale of the image. `rule` is the entry "input"
+// of the file's metadata: "... stretched to ...", or, for an image that keeps its aspect ratio, "... filled at the bottom
+// or right with (R, G, B)."
 inline Scale fit(const Image& image, int height, int width, const std::string& rule, uint8_t* pixels) {
   Scale scale{double(height) / image.height, double(width) / image.width};
   double rgb[3] = {};

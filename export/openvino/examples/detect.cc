@@ -1,4 +1,4 @@
-// Detects objects by OpenVINO's C++ API: detect model.xml IMAGE.ppm. The model must be exported with --size H W --input uint8.
+// Detects objects with OpenVINO's C++ API: detect model.xml IMAGE.ppm. The model must be exported with --size H W --input uint8.
 // Each line of the output is: class, score, y1, x1, y2, x2 in pixels of the image.
 // README.md beside this file says how to build it with the headers and libraries of `pip install openvino`.
 

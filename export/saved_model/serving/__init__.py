@@ -4,9 +4,10 @@
 |---|---|
 | ``models/detector/1/`` | the SavedModel; the next export to the same folder becomes version 2 |
 | ``models.config`` | the list of models that the server loads |
-| ``batching.config`` | parameters of batching on the server (off by default); the README says when to use it |
+| ``batching.config`` | parameters of batching on the server (off by default); its comment says when to use it |
 | ``docker-compose.yml`` | a server with gRPC on port 8500 and REST on 8501 |
 | ``grpc_client.py``, ``rest_client.py`` | example clients |
+| ``README.md`` | how to start the server and call it |
 """
 
 import contextlib
@@ -85,7 +86,7 @@ def write_warmup(path: str | Path) -> Path:
         path: Path of a SavedModel that `export_saved_model` wrote.
 
     Returns:
-        The path of the ``PredictionLog`` records.
+        The path of the file of ``PredictionLog`` records.
 
     Raises:
         UserError: If tensorflow-serving-api is not installed.

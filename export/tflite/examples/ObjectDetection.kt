@@ -1,4 +1,5 @@
-// Android, MediaPipe Tasks: a file of `kerasdet export --format tflite` (--postprocessing nms or postprocess) in app/src/main/assets.
+// Detects objects on Android with MediaPipe Tasks. Put a file of `kerasdet export --format tflite` (--postprocessing nms or
+// postprocess) into app/src/main/assets.
 //
 // build.gradle.kts: implementation("com.google.mediapipe:tasks-vision:<the newest>")
 
@@ -19,7 +20,7 @@ class ObjectDetection(context: Context, model: String = "detector.tflite") : Aut
             .build(),
     )
 
-    /** Label, score and box in pixels of the bitmap (ARGB_8888), of each object. */
+    /** Returns label, score and box of each object; boxes are in pixels of the bitmap (ARGB_8888). */
     fun detect(bitmap: Bitmap) = detector.detect(BitmapImageBuilder(bitmap).build()).detections().map {
         val best = it.categories().first()
         Triple(best.categoryName(), best.score(), it.boundingBox())

@@ -1,4 +1,5 @@
-// iOS, MediaPipe Tasks: a file of `kerasdet export --format tflite` (--postprocessing nms or postprocess) in the app's bundle.
+// Detects objects on iOS with MediaPipe Tasks. Put a file of `kerasdet export --format tflite` (--postprocessing nms or
+// postprocess) into the app's bundle.
 //
 // Podfile: pod 'MediaPipeTasksVision'
 
@@ -16,7 +17,7 @@ final class ObjectDetection {
         detector = try ObjectDetector(options: options)
     }
 
-    /// Label, score and box in pixels of the image, of each object.
+    /// Returns label, score and box of each object; boxes are in pixels of the image.
     func detect(_ image: UIImage) throws -> [(label: String?, score: Float, box: CGRect)] {
         try detector.detect(image: MPImage(uiImage: image)).detections.map {
             ($0.categories[0].categoryName, $0.categories[0].score, $0.boundingBox)

@@ -1,6 +1,6 @@
-"""Sends images to a server by gRPC: ``python grpc_client.py IMAGE... [--server HOST:8500]``.
+"""Sends images to TF Serving by gRPC: ``python grpc_client.py IMAGE... [--server HOST:8500]``.
 
-Needs tensorflow-serving-api.
+The client needs the package tensorflow-serving-api.
 """
 
 import argparse

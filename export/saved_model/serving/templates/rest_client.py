@@ -1,6 +1,6 @@
-"""Sends images to a server by REST: ``python rest_client.py IMAGE... [--server http://HOST:8501]``.
+"""Sends images to TF Serving by REST: ``python rest_client.py IMAGE... [--server http://HOST:8501]``.
 
-Needs only Python. For large masks gRPC is faster, because JSON writes numbers as text.
+The client needs only Python. For large masks gRPC is faster, because JSON writes numbers as text.
 """
 
 import argparse
