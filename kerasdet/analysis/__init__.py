@@ -1,6 +1,7 @@
 """Analyses why a detector's AP is low: thresholds, confused classes, kinds of errors, calibration, intervals.
 
-All functions use only NumPy. They take an `Instances` object, which `collect` makes from ground truth and detections.
+The functions need NumPy and pycocotools, but no TensorFlow. Their input is an `Instances` object, which `collect` makes
+from ground truth and detections.
 """
 
 from kerasdet.analysis.analyze import Analysis, Comparison, analyze_cases, compare

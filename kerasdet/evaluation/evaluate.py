@@ -140,8 +140,8 @@ def match_dataset(num_classes: int, class_names: Sequence[str] | None, dataset: 
         The dataset with the class ids of the model, see `kerasdet.data.Dataset.with_classes`.
 
     Raises:
-        UserError: If the dataset has objects of other classes, or if `class_names` is None and the numbers of classes
-            differ.
+        UserError: If the dataset has objects of other classes, if the classes cannot be matched by name, or if
+            `class_names` is None and the numbers of classes differ.
     """
     if class_names and tuple(class_names) != tuple(dataset.class_names):
         return dataset.with_classes(class_names)

@@ -82,7 +82,7 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
 
 def _wait(workers, received):
-    """Waits for all workers; returns the sorted exit codes of workers that failed by themselves."""
+    """Waits for all workers; returns the sorted exit codes of failed workers, without those that it kills itself."""
     passed_on, deadline = 0, math.inf
     while True:
         for number in received[passed_on:]:
