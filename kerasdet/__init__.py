@@ -83,7 +83,7 @@ _ROOMS = (
 
 
 def __getattr__(name: str):
-    """Imports a class, a function or a module of the package when it is first used."""
+    """Imports a class, function or module of the package when the name is first used."""
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _ROOMS:
@@ -122,7 +122,7 @@ class _RegisterWithKeras(MetaPathFinder):
         for finder in sys.meta_path:
             if finder is not self and (spec := finder.find_spec(fullname, path, target)):
                 if spec.loader is not None:
-                    # The loader keeps its type and its other methods, which importlib.resources needs
+                    # Only this method is replaced: importlib.resources needs the loader's type and other methods
                     spec.loader.exec_module = functools.partial(self._exec_module, spec.loader.exec_module)
                 return spec
         return None

@@ -31,9 +31,9 @@ class SkipSymbolicBuild:
 def disable_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
     """Disables an optimizer's sum of gradients over the replicas, because kerasdet sums the gradients itself.
 
-    Replaces the private `TFOptimizer._all_reduce_sum_gradients` by `list`. Keras 3 clips the gradients of each replica
-    before the sum, so N replicas would train differently from one device, and it has no option to skip the sum. Seen in
-    TensorFlow 2.21.0, Keras 3.15.1.
+    Replaces the private `TFOptimizer._all_reduce_sum_gradients` by `list`, which returns the gradients unchanged. Keras
+    3 clips the gradients of each replica before the sum, so N replicas would train differently from one device, and it
+    has no option to skip the sum. Seen in TensorFlow 2.21.0, Keras 3.15.1.
 
     Args:
         optimizer: A Keras optimizer, or a `LossScaleOptimizer` around one.
@@ -69,8 +69,9 @@ def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> list
 def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
     """Lists the random generators inside a model, such as those of dropout layers.
 
-    Uses the private `Layer._seed_generators`. Keras neither saves their states in a ``.keras`` file nor lists them
-    publicly, and a resumed run must draw the same random numbers as an uninterrupted run. Seen in Keras 3.15.1.
+    Uses the private `Layer._seed_generators`. A resumed run must draw the same random numbers as an uninterrupted run,
+    but Keras does not save the states of generators in a ``.keras`` file, and has no public list of generators. Seen in
+    Keras 3.15.1.
 
     Args:
         model: A Keras model.
@@ -96,13 +97,13 @@ def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.O
 
 
 def average_pairs(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Pairs each trained variable with its exponential moving average, for a built optimizer with `use_ema`.
+    """Pairs each trained variable with its exponential moving average.
 
     Uses the private `Optimizer._trainable_variables` and `_model_variables_moving_average`. Keras' public
     `finalize_variable_values` only overwrites the weights, and cannot restore them. Seen in Keras 3.15.1.
 
     Args:
-        optimizer: A built optimizer.
+        optimizer: A built optimizer with ``use_ema=True``.
 
     Returns:
         Pairs of a variable and its average.
@@ -118,7 +119,7 @@ class WarmedUpAverages:
 
     Attributes:
         ema_warmup: Time constant of the warmup, in steps. The fraction of the new weights in an average starts at 1 and
-            decays exponentially to ``1 - ema_momentum``; after this many steps 1/e of the difference is left. 0: no
+            decays exponentially to ``1 - ema_momentum``; after this many steps, 1/e of the difference remains. 0: no
             warmup.
     """
 
@@ -142,15 +143,15 @@ def optimizer_variable(
     """Looks up a variable that `Optimizer.update_step` received.
 
     Uses the private `Optimizer._get_variable_index`, `_trainable_variables` and `_use_weight_decay`. `update_step` may
-    receive a backend variable whose name is not the one that the layer gave it. Seen in Keras 3.15.1.
+    receive a backend variable whose name differs from the name that the layer gave. Seen in Keras 3.15.1.
 
     Args:
         optimizer: A built optimizer.
         variable: Variable that `update_step` received.
 
     Returns:
-        The index of the variable, the layer's own variable, and whether weight decay applies to it according to
-        `exclude_from_weight_decay`.
+        The index of the variable among the optimizer's variables, the layer's own variable, and whether weight decay
+        applies to it according to `exclude_from_weight_decay`.
     """
     index = optimizer._get_variable_index(variable)
     known: Sequence[keras.Variable] = optimizer._trainable_variables
@@ -158,10 +159,10 @@ def optimizer_variable(
 
 
 def in_xla_context() -> bool:
-    """Returns whether the code that is being traced will be compiled by XLA.
+    """Tells whether the code that is being traced will be compiled by XLA.
 
     Uses the private `tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext`. TensorFlow has no public way
-    to find this out, and an op without an XLA kernel fails only when the function is compiled. Seen in TensorFlow
+    to find this out in time: an op without an XLA kernel fails only when the function is compiled. Seen in TensorFlow
     2.16.1 and 2.21.0.
     """
     import tensorflow as tf
@@ -191,14 +192,15 @@ def freeze_variables(function: "tf.types.experimental.ConcreteFunction") -> tupl
     """Converts the variables of a concrete function to constants.
 
     Uses the private `tensorflow.python.framework.convert_to_constants`. The public `tf.compat.v1.graph_util` does this
-    for sessions only, and `convert_variables_to_constants_v2_as_graph` also makes a function of the result, which takes
-    longer than the rest. Seen in TensorFlow 2.16.1 and 2.21.0.
+    for sessions only. The module's `convert_variables_to_constants_v2_as_graph` also converts the result to a function,
+    which takes longer than the rest. Seen in TensorFlow 2.16.1 and 2.21.0.
 
     Args:
         function: The concrete function.
 
     Returns:
-        The frozen `GraphDef`, in which control flow stays functional, and the names of its input and output tensors.
+        The frozen `GraphDef`, in which control flow stays functional (not lowered to switches), and the names of its
+        input and output tensors.
     """
     from tensorflow.python.framework import convert_to_constants as private
 
@@ -231,8 +233,8 @@ def function_graph(graph: "tf.Graph", definition: Any) -> "tf.Graph":
 def tflite_schema() -> ModuleType:
     """Returns the module with the classes of TFLite's flatbuffer, such as `ModelT`.
 
-    Uses the private `tensorflow.lite.python.schema_py_generated`. TensorFlow has no public schema, which the public
-    `flatbuffers` package needs. Seen in TensorFlow 2.21.0.
+    Uses the private `tensorflow.lite.python.schema_py_generated`. The public `flatbuffers` package needs a schema, and
+    TensorFlow has no public one. Seen in TensorFlow 2.21.0.
     """
     from tensorflow.lite.python import schema_py_generated
 

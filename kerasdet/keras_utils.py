@@ -55,7 +55,7 @@ class ConfigFromInit:
             config: Result of `get_config`.
 
         Returns:
-            An object with the same constructor arguments.
+            An object with these constructor arguments.
         """
         arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in config.items()}
         with policy_scope(arguments.get("dtype")):
@@ -77,7 +77,7 @@ class ConfigFromInit:
 
 @contextlib.contextmanager
 def policy_scope(policy: keras.DTypePolicy | str | None) -> Iterator[None]:
-    """Sets the precision policy for layers that are created inside the ``with`` block.
+    """Sets the dtype policy of layers that are created inside the ``with`` block.
 
     Args:
         policy: Policy or name of a policy, such as "mixed_bfloat16". None: the global policy.
@@ -94,7 +94,7 @@ def policy_scope(policy: keras.DTypePolicy | str | None) -> Iterator[None]:
 
 
 def _frozen_as_configured(made):
-    """Freezes all sublayers if the object is a layer that is not trainable, which Keras does not do when loading."""
+    """Freezes all sublayers if the object is a layer that is not trainable; Keras does not do so when it loads one."""
     if isinstance(made, keras.layers.Layer) and not made.trainable:
         freeze(made)
     return made
@@ -103,7 +103,7 @@ def _frozen_as_configured(made):
 def freeze(layer: keras.layers.Layer) -> None:
     """Freezes a layer and all its sublayers: their weights are not trained.
 
-    Keras passes ``trainable`` on to sublayers only if the value changes, so it is first set to True.
+    Keras passes ``trainable`` on to sublayers only if the value changes, so the function sets True first.
 
     Args:
         layer: Layer or model to freeze.

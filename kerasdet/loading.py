@@ -18,14 +18,15 @@ from kerasdet.training.resume import checkpoints, open_model
 
 _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".ckpt")
 _MODEL = "the folder of a run, a .keras file or an export"
-# Suffixes of files that users give in place of a model -> the end of the message
+# Suffixes of files that users pass by mistake instead of a model -> the part of the message after "FILE is "
 _OTHER_FILES = {
     (".h5", ".hdf5"): "a file of weights without their model: expected " + _MODEL + ". Build the model and use "
     "`load_weights`, or save it as a .keras file.",
     (".pb",): "a single file of a SavedModel: expected " + _MODEL + ". Pass the folder that contains it.",
-    (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ".",
+    (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ". "
+    "Pass the kerasdet model from which it was exported.",
     images.SUFFIXES: "an image: expected " + _MODEL + ". Pass the model first, then the images.",
-    (".index", ".meta"): "a part of a TensorFlow checkpoint: expected " + _MODEL + ".",
+    (".index", ".meta"): "a part of a TensorFlow checkpoint: expected " + _MODEL + ". Save the model as a .keras file.",
     (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
     (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
 }
@@ -34,22 +35,22 @@ _OTHER_FILES = {
 def load(path: str | Path) -> keras.Model | Predictor:
     """Loads published weights by name, or a model that kerasdet trained, converted or exported.
 
-    All detectors and exports have the methods `detect` and `detect_batch`. Exports have no other methods, such as
-    `fit`.
+    All detectors and exports have the methods `detect` and `detect_batch`. Exports cannot be trained: they are no Keras
+    models and lack methods such as `fit`.
 
     Args:
         path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
-            or an output of `kerasdet export`, such as a SavedModel folder or a ``.tflite`` file. ``~`` is expanded. Or
-            a name that `kerasdet zoo` lists, such as ``torchvision/maskrcnn_resnet50_fpn_v2``: its file is downloaded
-            and converted on first use, then read from the cache.
+            an output of `kerasdet export`, such as a SavedModel folder or a ``.tflite`` file, or a name that `kerasdet
+            zoo` lists, such as ``torchvision/maskrcnn_resnet50_fpn_v2``. The file of such a name is downloaded and
+            converted on first use, then read from the cache. ``~`` in a path is expanded.
 
     Returns:
         The Keras model, a detector or a backbone; or a `Predictor` that runs the export.
 
     Raises:
         FileNotFoundError: If the file or folder does not exist, or the folder contains no model.
-        UserError: If the file is damaged, or needs a class that is not imported; or if published weights are not in the
-            cache and cannot be downloaded.
+        UserError: If the file is no model, is damaged, or needs a class that is not imported; or if published weights
+            are not in the cache and cannot be downloaded.
 
     Example:
         >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
@@ -64,7 +65,7 @@ def load(path: str | Path) -> keras.Model | Predictor:
     try:
         return open_model(file)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
-        innermost = str(error).rpartition("Exception encountered: ")[2]  # Keras puts whole configurations around it
+        innermost = str(error).rpartition("Exception encountered: ")[2]  # before it, Keras prints whole configurations
         reason = " ".join(innermost.partition(" Full object config")[0].split())
         if "Could not locate class" in reason:
             reason = (
@@ -81,7 +82,8 @@ def require_model(path: str | Path) -> None:
         path: A path or a name of `kerasdet zoo`, as `load` accepts them.
 
     Raises:
-        FileNotFoundError: If the file, folder or name does not exist, or the folder contains no model.
+        FileNotFoundError: If the path is neither a file, a folder nor a name of `kerasdet zoo`, or if the folder
+            contains no model.
     """
     if is_published(path):
         return
@@ -104,7 +106,7 @@ def load_predictor(path: str | Path) -> Predictor:
         FileNotFoundError: If the path contains no model.
         UserError: If the model is not a detector but, for example, a backbone, or if it cannot be loaded.
     """
-    if is_published(path) and find(Path(path).as_posix()).task == "backbone":  # before 100 MB are downloaded
+    if is_published(path) and find(Path(path).as_posix()).task == "backbone":  # checked before 100 MB are downloaded
         raise UserError(
             f"{path} is a backbone, not a detector: choose a detector that `kerasdet zoo` lists, or pass the backbone "
             "to a recipe that trains from one."
@@ -208,7 +210,8 @@ def _with_policy(config, policy):
 def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
     """Copies the weights of another model's backbone into a detector.
 
-    Deformable convolutions get the kernels of ordinary convolutions, and start with offsets of zero.
+    Where the detector has a deformable convolution and the other backbone an ordinary one, the kernel is copied; the
+    weights of the offsets are not changed, and are zero in a new detector.
 
     Args:
         model: The detector. The weights of its backbone are overwritten.
@@ -220,8 +223,8 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Raises:
         FileNotFoundError: If the path contains no model.
-        UserError: If variables of the backbones differ in name or shape, the bottlenecks of the loaded backbone have
-            their strides in another convolution, or it expects another channel order.
+        UserError: If variables of the backbones differ in name or shape, or the loaded backbone has the strides of its
+            bottlenecks in another convolution, or expects another channel order.
     """
     source = load(path)
     _check_kind(model, source, path)
@@ -229,7 +232,7 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
     ours = {_inner_path(v): v for v in model.backbone.variables}
     ours = {name: v for name, v in ours.items() if name in theirs or "/offset/" not in name}
     wrong = [name for name, v in ours.items() if name not in theirs or theirs[name].shape != v.shape]
-    # Otherwise the weights of a ResNet-101 would fit into a ResNet-50.
+    # Without this check, the weights of a ResNet-101 would fit into a ResNet-50.
     wrong += [name for name in theirs if name not in ours]
     if wrong:
         raise UserError(
@@ -244,7 +247,7 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
 
 def _check_kind(model, source, path):
-    """Raises an error if weights with the same names and shapes would give other results."""
+    """Raises a UserError if the backbones give different results despite equal names and shapes of weights."""
     pairs = {}
     if getattr(model.backbone, "block", None) == "bottleneck":  # basic blocks have no 1x1 convolution with a stride
         pairs["ResNet.stride_in_1x1"] = (getattr(source, "backbone", source), model.backbone, "stride_in_1x1")
@@ -260,7 +263,7 @@ def _check_kind(model, source, path):
 
 
 def _shape_in(variables, name):
-    """Describes a variable of one of two backbones that differ."""
+    """Describes the shape of a variable of a backbone, or its absence, for an error message."""
     return f"{name} has the shape {tuple(variables[name].shape)}" if name in variables else f"there is no {name}"
 
 
@@ -270,7 +273,7 @@ def _inner_path(variable):
 
 
 def _check_keras_file(file):
-    """Checks that a file may be a model that Keras saved.
+    """Checks that a file looks like a model that Keras saved.
 
     Raises:
         UserError: If the file is of another kind, by its contents or suffix, or is damaged.
@@ -297,7 +300,7 @@ def _check_keras_file(file):
             raise UserError(f"{file} is {what}")
     if suffix in _CHECKPOINT_SUFFIXES:
         raise UserError(
-            f"{file} is neither a .keras file nor a checkpoint that `kerasdet convert` reads, whatever its suffix: "
+            f"{file} is neither a .keras file nor a checkpoint that `kerasdet convert` reads, despite its suffix: "
             f"expected {_MODEL}. Download or save it again."
         )
     raise UserError(f"{file} is not a valid .keras file, or it is truncated: copy or save it again.")

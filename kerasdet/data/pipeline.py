@@ -82,19 +82,22 @@ def training_batches(
         max_boxes: Fixed number of rows M for the objects of an image. None: the largest number of objects in each
             batch.
         mask_size: Side S of the cropped masks, in cells. Ignored if the dataset was read without masks.
-        input_context: The `tf.distribute.InputContext` of a worker. The worker then gets only its part of each batch,
-            in the order of its replicas, and decodes only these images. None: there is one worker.
+        input_context: The `tf.distribute.InputContext` of a worker. The worker then decodes only its part of each
+            batch, and gets it as one smaller batch per replica, in the order of its replicas. None: there is only one
+            worker.
 
     Returns:
-        Endless batches: dicts of `image` (B, H, W, 3); `image_size` (B, 2), heights and widths without padding in
-        pixels; `boxes` (B, M, 4) yxyx in pixels; `class_ids` (B, M), -1 for padding; `is_crowd` (B, M); `image_id`
-        (B,); `original_size` (B, 2), heights and widths before resizing in pixels; and if the dataset has them `masks`
-        (B, M, S, S) uint8, the covered fraction of each cell times 255, and `keypoints` (B, M, J, 3) as
-        (y, x, visibility), in pixels, and the keys of `extra_annotation_keys`, (B, M) or (B, M, n) float32. M is at
-        least 1.
+        Endless batches: dicts of `image` (B, H, W, 3) uint8 or float32, depending on the transforms; `image_size`
+        (B, 2) int32, heights and widths without padding in pixels; `boxes` (B, M, 4) float32 yxyx in pixels;
+        `class_ids` (B, M) int32, -1 for padding; `is_crowd` (B, M) bool; `image_id` (B,) int64; `original_size` (B, 2)
+        int32, heights and widths before resizing in pixels; and if the dataset has them `masks` (B, M, S, S) uint8, the
+        covered fraction of each cell times 255, `keypoints` (B, M, J, 3) float32 as (y, x, visibility), in pixels, and
+        the keys of `extra_annotation_keys`, (B, M) or (B, M, n) float32. M is at least 1.
 
     Raises:
-        UserError: If the dataset has no images, an image has more than `max_boxes` boxes, or a number is not positive.
+        UserError: If the dataset has no images, an image has more than `max_boxes` boxes, or a number is out of range.
+        tf.errors.InvalidArgumentError: During iteration, if an image is larger than `pad_to`, or mixed images have more
+            than `max_boxes` objects.
     """
     _check("training_batches", batch_size, size_divisor, pad_to, mask_size, max_boxes)
     check_numbers("training_batches", 0, start_step=start_step)
@@ -155,11 +158,12 @@ def evaluation_batches(
         shard: (i, n) selects every n-th image, starting with image i.
 
     Returns:
-        Finite batches: dicts with the keys that `training_batches` describes. `image_id` (B,) is int64,
-        `original_size` (B, 2) int32. Boxes and keypoints are in pixels of the resized image.
+        Finite batches: dicts with the keys that `training_batches` describes. Boxes and keypoints are in pixels of the
+        resized image.
 
     Raises:
         UserError: If the dataset has no images, or a number is not positive.
+        tf.errors.InvalidArgumentError: During iteration, if an image is larger than `pad_to`.
     """
     _check("evaluation_batches", batch_size, size_divisor, pad_to, mask_size)
     records = _records(dataset)

@@ -18,8 +18,8 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
             object is a crowd; without `image_size` (B, 2), heights and widths in pixels, no image is padded.
 
     Returns:
-        A dict of `image` (B, H, W, 3), `image_size` (B, 2), `boxes` (B, M, 4) yxyx in pixels, `class_ids` (B, M),
-        `is_crowd` (B, M) and the other entries of the batch.
+        A dict of `image_size` (B, 2) int32, `boxes` (B, M, 4) of `float_dtype()`, `class_ids` (B, M) int32, `is_crowd`
+        (B, M) bool, and the other entries of the batch unchanged.
 
     Raises:
         UserError: If the batch is not a dict.
@@ -28,8 +28,8 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
     batch = unpack_batch(data)
     if not isinstance(batch, Mapping):
         raise UserError(
-            f"A training batch is a {type(batch).__name__}, not a dict: instead of fit(x, y), give fit(batch) or a "
-            "dataset of batches, where batch = {'image': (B, H, W, 3), 'boxes': (B, M, 4), 'class_ids': (B, M)}."
+            f"A training batch is a {type(batch).__name__}: expected a dict with 'image' (B, H, W, 3), 'boxes' "
+            "(B, M, 4) and 'class_ids' (B, M). Call fit(batch) or fit(dataset of batches) instead of fit(x, y)."
         )
     batch = dict(batch)
     if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
@@ -91,11 +91,13 @@ def valid_size(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tf.Tensor:
 def pad_to_global_max(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Pads images to the largest height and width on any replica, as if the images of all replicas were one batch.
 
+    Images are not padded if their size is known when the graph is traced, because it is then the same on all replicas.
+
     Args:
         batch: A dict with `image` (B, H, W, 3).
 
     Returns:
-        The dict with the padded images.
+        The dict with the images padded at the bottom right.
     """
     image = tf.convert_to_tensor(batch["image"])
     if num_replicas() == 1 or image.shape[1:3].is_fully_defined():
@@ -113,11 +115,11 @@ def pad_empty_batch(batch: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[Mapping
     convolutions fail.
 
     Args:
-        batch: A dict of tensors, or a bare image tensor (B, H, W, 3).
+        batch: A dict of tensors (B, ...), or a bare image tensor (B, H, W, 3).
 
     Returns:
-        The batch, and a flag for `drop_padded_outputs`: a scalar int32, 1 for a real batch, 0 for the added image. With
-        one replica the flag is None, because the batch is never empty.
+        The batch as a dict, and a flag for `drop_padded_outputs`: a scalar int32, 1 for a real batch, 0 for the added
+        image. With one replica, `batch` itself and None, because the batch is never empty.
     """
     if num_replicas() == 1:
         return batch, None

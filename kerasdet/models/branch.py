@@ -1,8 +1,8 @@
 """Defines branches, which predict masks, keypoints or other outputs for each region of an R-CNN.
 
 `RoIHeads` pools features of each region and runs the branches on them. Each branch computes its own targets, losses and
-outputs. A new branch is one subclass of `Branch` in one file; `extra_annotation_keys` of a dataset reads its
-ground truth if that consists of numbers. A branch defines:
+outputs. A new branch is one subclass of `Branch` in one file. If its ground truth consists of numbers, the argument
+`extra_annotation_keys` of a dataset reads it. A branch defines:
 
 - attributes: `target_key`, `loss_names`, `output_names`, `metric`, `rescaling`, `export_names`;
 - the network: `build` and `call`;
@@ -10,14 +10,15 @@ ground truth if that consists of numbers. A branch defines:
 - inference: `select_class_maps`, `hflip` and `postprocess`;
 - data: `check_dataset`, and `learn_names` if the branch takes names from the dataset.
 
-Use a branch by ``RoIHeads(branches=[MyBranch()])``; it is saved with the model. To use it in gin files, its module also
-calls ``gin.register``.
+Pass a branch as ``RoIHeads(branches=[MyBranch()])``; it is saved with the model. To use it in gin files, decorate the
+class with ``gin.register``.
 
 The outputs of a branch may have any shape (B, D, ...). `predict`, `detect_batch` and exports return them; `detect` puts
 outputs other than ``mask_probs`` and ``keypoints`` into `Detections.extras`. The verification of an export compares
-them with the tolerance of keypoints for "positions", and by their mean difference otherwise.
+outputs whose rescaling is "positions" by the tolerance of keypoints, and others by their mean difference.
 
-`Branch` has an example; `mask_branch` and `keypoint_branch` define the two that Mask and Keypoint R-CNN have.
+The docstring of `Branch` has an example. `mask_branch` and `keypoint_branch` define the branches of Mask R-CNN and
+Keypoint R-CNN.
 """
 
 from collections.abc import Mapping
@@ -44,9 +45,9 @@ class Branch(keras.layers.Layer):
     which creates the layers.
 
     Args:
-        pool_size: Height and width, in cells, of the features that are pooled for this branch. None reuses the pooled
-            features of the box head, which saves time.
-        **kwargs: Arguments of `keras.layers.Layer`. Outputs are keyed by `name`, which is unique in a model.
+        pool_size: Height and width, in cells, of the features that are pooled for this branch. None: as for the box
+            head, whose pooled features the branch then reuses in training, which saves time.
+        **kwargs: Arguments of `keras.layers.Layer`. Outputs are keyed by `name`, which must be unique in a model.
 
     Attributes:
         target_key: Key of a training batch that holds the ground truth, such as ``"masks"``.
@@ -56,14 +57,15 @@ class Branch(keras.layers.Layer):
             evaluated.
         rescaling: How outputs change when the image is resized, one of `RESCALINGS`. ``"boxes_relative"`` outputs, such
             as masks inside the boxes or scalars, do not change. ``"positions"`` outputs are (B, D, ..., 3) as (y, x,
-            score), and y and x scale with the image.
+            score), and y and x scale with the image. ``"swapped_boxes"`` is for the mask boxes of RTMDet-Ins; see
+            `kerasdet.inference.padded.BranchOutput`.
         export_names: Maps the name of an output to its name in exports. By default that is ``detection_`` and the
             output's name.
         convention: Source framework whose way of decoding the outputs the branch follows, such as "detectron2", or None
             if the frameworks agree.
-        skeleton: Pairs of point indices that drawings join by a line.
-        norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None.
-        map_size: Height and width, in cells, of the maps that `call` returns, if it returns maps; `build` sets it.
+        skeleton: Pairs of keypoint indices that drawings connect by a line.
+        norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        map_size: S, height and width of the maps that `call` returns, in cells. `build` sets it in branches with maps.
 
     Example:
         A branch that predicts one value for each region; the batch holds the ground truth ``difficulty`` (B, M)::
@@ -122,8 +124,8 @@ class Branch(keras.layers.Layer):
     skeleton: tuple[tuple[int, int], ...] = ()
     norm: str | None = None
     _how_to_read_targets = (
-        "add this key to extra_annotation_keys of the dataset if its annotations have numbers under it, or train with "
-        "`fit` on batches that have it (CONTRIBUTING.md, 'Add a branch to R-CNNs')"
+        "add this key to extra_annotation_keys of the dataset if its annotations hold numbers under it, or train with "
+        "`fit` on batches that contain the key (CONTRIBUTING.md, 'Add a branch to R-CNNs')"
     )
 
     def __init__(self, *, pool_size: int | None = None, **kwargs):
@@ -170,7 +172,7 @@ class Branch(keras.layers.Layer):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        """Whether the branch has batch norms; if so, a region's output in training depends on the other regions."""
+        """Whether the branch has batch norms, which make a region's output in training depend on the other regions."""
         return self.norm in ("bn", "sync_bn")
 
     def check_batch(self, batch: Mapping[str, tf.Tensor]) -> None:
@@ -194,10 +196,11 @@ class Branch(keras.layers.Layer):
         """Computes the targets of the branch for sampled regions.
 
         Args:
-            rois: (B, P, 4) yxyx in pixels of the network's input. The sampled regions.
+            rois: (B, P, 4) yxyx in pixels of the network's input: sampled regions, the positive ones of an image first.
             matched_gt: (B, P) int32, the index of each region's object in the ground truth; negative for regions
                 without an object.
-            batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and the key `target_key`.
+            batch: Training batch with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``image_size`` (B, 2),
+                heights and widths without padding in pixels, and the key `target_key`.
 
         Returns:
             Targets for `compute_losses`, each (B, P, ...).
@@ -266,7 +269,7 @@ class Branch(keras.layers.Layer):
             dataset: A dataset for training or evaluation.
 
         Returns:
-            False if the branch needs ground truth, such as masks, that the dataset was read without.
+            True if the records of the dataset, or their extra annotation keys, contain `target_key`.
         """
         is_extra = self.target_key in getattr(dataset, "extra_shapes", {})
         return is_extra or getattr(dataset.records[0], self.target_key, None) is not None

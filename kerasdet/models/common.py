@@ -1,4 +1,4 @@
-"""Defines helpers of all models: the divisor of losses, checks of parts, and copies with another score threshold."""
+"""Defines helpers for all models: the divisor of losses, checks of parts, and copies with another score threshold."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -25,15 +25,15 @@ class LossNormalizer(ConfigFromInit):
     A positive is an anchor or point that is matched to an object.
 
     Args:
-        method: "ema": the running mean of the number of positives per batch (detectron2). "batch": the positives of
-            this batch (FCOS of mmdetection and torchvision). "image": each image's loss is divided by its own
-            positives, then averaged over images (torchvision's RetinaNet). "image_sum": the positives of this batch,
-            where an image without positives counts as one positive (mmdetection's RetinaNet).
-        momentum: Weight of the old running mean in the new one, in [0, 1); only for "ema".
-        start: Initial value of the running mean, a number of anchors; only for "ema".
+        method: "ema": the running mean of the number of positives per batch (detectron2). "batch": the number of
+            positives in this batch (FCOS of mmdetection and torchvision). "image": each image's loss is divided by its
+            own number of positives, then averaged over images (torchvision's RetinaNet). "image_sum": the number of
+            positives in this batch, where an image without positives counts as one positive (mmdetection's RetinaNet).
+        momentum: Weight of the old running mean in the new one, in [0, 1]; only for "ema".
+        start: Initial value of the running mean, a number of positives; only for "ema".
 
     Raises:
-        UserError: If `method` is unknown.
+        UserError: If `method` is unknown, `momentum` is outside [0, 1], or `start` is negative.
     """
 
     def __init__(self, method: str = "ema", momentum: float = 0.9, start: float = 100.0):
@@ -54,7 +54,7 @@ class LossNormalizer(ConfigFromInit):
             running_mean: Scalar, the running mean of the number of positives before this batch; only "ema" reads it.
 
         Returns:
-            The divisor, a scalar float32, or (B, 1) for "image". For "ema" it is also the new running mean.
+            The divisor, a scalar float32, or (B, 1) for "image". With "ema" this is the new running mean.
         """
         positives = tf.reduce_sum(tf.cast(matched_gt >= 0, float_dtype()), 1, keepdims=True)  # (B, 1)
         if self.method == "image":
@@ -78,7 +78,7 @@ def with_score_threshold(model: AnyDetector, threshold: float) -> AnyDetector:
         A model with equal weights; `model` does not change.
 
     Raises:
-        UserError: If the model has no score threshold, like a `ProposalNetwork`.
+        UserError: If the model has no score threshold, for example a `ProposalNetwork`.
     """
     if not hasattr(getattr(model, "postprocessing", None), "score_threshold"):
         raise UserError(
@@ -103,12 +103,12 @@ def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
         neck: A layer with `in_features`, the names of the features that it merges.
 
     Raises:
-        TypeError: If `backbone` is not a model, but for example a name or a class.
+        TypeError: If `backbone` is a class, or lacks the dicts `channels` and `strides`.
         UserError: If a feature is missing, or its shape differs from the stated channels or stride.
     """
     protocol = (
-        "the protocol kerasdet.layers.backbone.Backbone: it returns features by name and has `channels` and `strides` "
-        "of each, such as {'c3': 128, 'c4': 256, 'c5': 512} and {'c3': 8, 'c4': 16, 'c5': 32}."
+        "the protocol kerasdet.layers.backbone.Backbone: it returns features by name, and has dicts `channels` and "
+        "`strides` such as {'c3': 128, 'c4': 256, 'c5': 512} and {'c3': 8, 'c4': 16, 'c5': 32}."
     )
     if isinstance(backbone, type):
         raise TypeError(f"backbone is the class {backbone.__name__}: give an object, {backbone.__name__}(...).")
@@ -118,18 +118,18 @@ def check_backbone(backbone: keras.Model, neck: keras.layers.Layer) -> None:
             what = repr(backbone) if isinstance(backbone, str) else f"a {name} without `{attribute}`"
             raise TypeError(f"backbone is {what}: give a kerasdet.ResNet, or a Keras model that follows {protocol}")
     _check_strides(backbone, neck)
-    if type(backbone).call is not ResNet.call:  # ResNet derives its statements from what it builds
+    if type(backbone).call is not ResNet.call:  # ResNet computes channels and strides from the layers that it builds
         _check_features(backbone)
 
 
 def _check_strides(backbone, neck):
-    """Raises a UserError unless the backbone states all features of the neck with the strides that they need."""
+    """Raises a UserError unless the backbone has all features of the neck, with the strides that their names state."""
     name = type(backbone).__name__
     wanted = tuple(getattr(neck, "in_features", ()))
     source = getattr(getattr(neck, "top", None), "in_feature", "p")
     wanted += (source,) if not source.startswith("p") and source not in wanted else ()
     if missing := [feature for feature in wanted if feature not in backbone.channels]:
-        fix = f"let {name} return {' and '.join(missing)} (a name states the stride, c3 has 8 pixels)"
+        fix = f"let {name} return {' and '.join(missing)} (names state strides: c3 has a stride of 8 pixels)"
         if isinstance(backbone, ResNet):
             fix = f"give ResNet out_features={wanted}"
         raise UserError(
@@ -155,7 +155,7 @@ def _check_features(backbone):
     height, width = 64, 128  # multiples of all usual strides, so that rounding does not matter
     try:
         features = backbone(tf.zeros([1, height, width, 3], float_dtype()), training=False)
-    except Exception:  # some architectures accept no image of this size; the first real call shows other mistakes
+    except Exception:  # some architectures reject images of this size; other mistakes appear in the first real call
         return
     if not isinstance(features, Mapping):
         raise UserError(
@@ -173,7 +173,7 @@ def _check_features(backbone):
         if len(shape) != 4 or shape[3] != channels:
             raise UserError(
                 f"{name}.channels states {channels} channels for {feature}, but `call` returns the shape {shape}: "
-                "state the last number of the shape, (B, h, w, C)."
+                f"expected (B, h, w, C). Set channels['{feature}'] to C."
             )
         if stride and shape[1:3] != (expected := (-(-height // stride), -(-width // stride))):
             raise UserError(

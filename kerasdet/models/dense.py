@@ -1,6 +1,7 @@
-"""Implements the steps that RetinaNet, FCOS, SSD and RTMDet share, which predict at every anchor or point of a pyramid.
+"""Implements the steps that RetinaNet, FCOS, SSD and RTMDet share.
 
-"Positives" are the anchors or points that are matched to an object.
+These models predict for every anchor or point of a feature pyramid. A positive is an anchor or point that is matched to
+an object.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ def attach_head(model: Detector) -> None:
         model: Detector with `backbone`, `neck`, `anchors`, `head` and `num_classes`.
 
     Raises:
-        UserError: If anchors and neck have different levels.
+        UserError: If anchors and neck have different levels, or the head does not accept the number of anchors per
+            cell.
     """
     anchors, neck = model.anchors, model.neck
     if tuple(anchors.levels) != tuple(neck.levels):
@@ -138,18 +140,18 @@ def update_running_mean(model: Detector, targets: Mapping[str, tf.Tensor]) -> No
 def filtered(
     postprocessing: Postprocessing, boxes: tf.Tensor, scores: tf.Tensor, factor: tf.Tensor | None, image_size: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Applies the score and size filters that precede NMS to every anchor, for `Detector.decode_all`.
+    """Applies the score and size filters that precede NMS to the boxes of all anchors, for `decode_all` of the models.
 
     Args:
         postprocessing: Post-processing of the model.
         boxes: (B, R, 4) yxyx in pixels of the network's input.
         scores: (B, R, K), compared with the score threshold.
-        factor: (B, R), multiplies the scores after the comparison; None for no factor.
+        factor: (B, R), by which the scores are multiplied after the comparison. None: no factor.
         image_size: (B, 2) heights and widths without padding, in pixels.
 
     Returns:
-        A dict of ``boxes`` (B, R, 4) yxyx in pixels, and ``scores`` (B, R, K). Boxes are clipped if the model clips
-        before NMS. A score is 0 if a filter drops the box for this class.
+        A dict of ``boxes`` (B, R, 4) yxyx in pixels, and ``scores`` (B, R, K). Boxes are clipped if
+        `postprocessing.clip_before_nms` is True. A score is 0 if a filter drops the box for this class.
     """
     keep = scores > postprocessing.score_threshold  # (B, R, K)
     if factor is not None:

@@ -28,7 +28,7 @@ class Detector(Predictor, Trainer):
     in pixels of the given images.
 
     Args:
-        preprocessing: The resize rule and the pixel statistics.
+        preprocessing: Resize rule and pixel statistics.
         loss_names: Keys of the dict that `compute_losses` returns.
         **kwargs: Passed to `keras.Model`.
 
@@ -37,9 +37,9 @@ class Detector(Predictor, Trainer):
     """
 
     branches: Sequence[keras.layers.Layer] = ()
-    pretrained_classes = None  # `ClassWeights` of the detector that this one is fine-tuned from
+    pretrained_classes = None  # `training.class_weights.ClassWeights` of the detector that this one is fine-tuned from
     has_background = False  # whether the last class logit is that of the background
-    single_stage = False  # whether the model has one stage: no head runs on selected proposals
+    single_stage = False  # whether the model has no second stage, a head that runs on selected proposals
     supports_decode_all = False  # whether the model has `decode_all`, see `RetinaNet.decode_all`
 
     def __init__(self, preprocessing: Preprocessing, loss_names: Sequence[str], **kwargs):
@@ -47,7 +47,7 @@ class Detector(Predictor, Trainer):
         # lose their last digits. The layers inside cast by themselves.
         super().__init__(loss_names, autocast=False, **kwargs)
         self.preprocessing = preprocessing
-        self.supports_jit = False  # Keras would choose XLA by itself, which compiles anew for every size of images
+        self.supports_jit = False  # otherwise Keras may choose XLA, which compiles anew for every image size
         function = tf.function(
             self._detect,
             input_signature=[
@@ -56,7 +56,7 @@ class Detector(Predictor, Trainer):
                 tf.TensorSpec([None, 2], tf.int32),
             ],
         )
-        # Stored in a namespace: Keras tracks functions that are attributes of a model, and would export this one.
+        # In a namespace, because Keras would track and export a function that is an attribute of the model.
         self._functions = SimpleNamespace(detect=function)
 
     @property
@@ -66,7 +66,7 @@ class Detector(Predictor, Trainer):
 
     @class_names.setter
     def class_names(self, class_names: Sequence[str] | None) -> None:
-        # A file with another number of names could be written but not opened
+        # A model with a wrong number of names could be saved but not loaded
         if isinstance(class_names, str) or (class_names and len(class_names) != self.num_classes):
             what = "is a string" if isinstance(class_names, str) else f"has length {len(class_names)}"
             raise UserError(
@@ -78,7 +78,7 @@ class Detector(Predictor, Trainer):
 
     @property
     def mask_convention(self) -> str | None:
-        """Source framework whose mask pasting is reproduced: "detectron2", "torchvision" or "mmdet". None: no masks."""
+        """Source framework whose mask pasting is used: "detectron2", "torchvision" or "mmdet"; None without masks."""
         conventions = [branch.convention for branch in self.branches if "mask_probs" in branch.output_names]
         return conventions[0] if conventions else None
 
@@ -109,7 +109,7 @@ class Detector(Predictor, Trainer):
 
         Args:
             data: A dict of `image` (B, H, W, 3) and `image_size` (B, 2), heights and widths without padding in pixels;
-                an image tensor; or a tuple that starts with one.
+                an image tensor without padding; or a tuple that starts with either.
 
         Returns:
             Padded detections in pixels of the network's input, as `postprocess` returns them.
@@ -134,9 +134,9 @@ class Detector(Predictor, Trainer):
         """Runs the network and post-processing on resized, padded images. It also works inside a `tf.function`.
 
         Args:
-            batch: `image` (B, H, W, 3), resized and padded at the bottom right; `image_size` (B, 2), heights and widths
-                without padding, by default those of `image`; `original_size` (B, 2), heights and widths before
-                resizing, by default `image_size`.
+            batch: A dict of `image` (B, H, W, 3), RGB in 0..255, resized and padded at the bottom right; `image_size`
+                (B, 2), heights and widths without padding in pixels, by default those of `image`; and `original_size`
+                (B, 2), heights and widths before resizing in pixels, by default `image_size`.
 
         Returns:
             Padded detections: a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D) descending, `class_ids` (B, D) with -1
@@ -146,8 +146,8 @@ class Detector(Predictor, Trainer):
             >>> padded = model.detect_batch(model.preprocessing.batch([image, other_image]))
         """
         arguments = tf.cast(batch["image"], tf.float32), *batch_sizes(batch)
-        # Within a graph the function must be traced anew: the one traced earlier may hold compiled ops, and an export
-        # chooses its ops by `kerasdet.ops.implementation`.
+        # Inside a graph, call `_detect` itself: the function that was traced earlier may contain compiled ops, and an
+        # export selects its ops by `kerasdet.ops.implementation`.
         return self._detect(*arguments) if tf.inside_function() else self._functions.detect(*arguments)
 
     def _detect(self, image, image_size, original_size):
@@ -160,7 +160,7 @@ class Detector(Predictor, Trainer):
         """Runs `detect_batch` on many batches, on all replicas of this process at once.
 
         Args:
-            batches: Dicts with `image`, `image_size` and `original_size`.
+            batches: Dicts as `detect_batch` takes them.
 
         Yields:
             Pairs of a batch and its padded detections, a dict of NumPy arrays in pixels of the original images.
@@ -183,7 +183,7 @@ class Detector(Predictor, Trainer):
         Args:
             filepath: Folder of the SavedModel.
             format: "tf_saved_model".
-            verbose: Whether Keras prints the endpoints.
+            verbose: Whether Keras prints the endpoints. None: False.
             **kwargs: Passed to `keras.export.ExportArchive.write_out`.
 
         Raises:
@@ -200,7 +200,7 @@ class Detector(Predictor, Trainer):
 
         archive = keras.export.ExportArchive()
         archive.track(self)
-        with implementation("tensorflow"):  # runs without kerasdet's compiled ops
+        with implementation("tensorflow"):  # the file must run without kerasdet's compiled ops
             archive.add_endpoint("serve", serve, [tf.TensorSpec([None, None, None, 3], tf.float32, name="image")])
             archive.write_out(filepath, verbose=verbose, **kwargs)
 

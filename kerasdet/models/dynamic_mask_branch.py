@@ -29,17 +29,17 @@ _COORDINATES = 2
 # Sizes of the three dynamic 1x1 convolutions, and the length of a kernel that holds their weights and biases
 _WEIGHTS = ((_CHANNELS, _CHANNELS + _COORDINATES), (_CHANNELS, _CHANNELS), (1, _CHANNELS))
 _KERNEL_SIZE = sum(rows * columns + rows for rows, columns in _WEIGHTS)
-_INTEREST = 8  # relative coordinates are divided by this many strides
+_INTEREST = 8  # coordinates relative to a point are divided by this many strides of the point's level
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class DynamicMaskBranch(ConfigFromInit, Branch):
     """Predicts an instance mask for each point by convolutions whose weights the point predicts (RTMDet-Ins).
 
-    The method is that of CondInst (https://arxiv.org/abs/2003.05664), the sizes are those of RTMDet-Ins (arXiv
-    2212.07784). All points share features of stride 8. A point predicts 169 values: the weights and biases of three 1x1
-    convolutions. The input of the convolutions is the shared features and the position relative to the point. Their
-    output is the point's mask, which covers the whole network input.
+    The method is that of CondInst (https://arxiv.org/abs/2003.05664), with the sizes of RTMDet-Ins (arXiv 2212.07784).
+    All points share features at the stride of the finest level, usually 8 pixels. A point predicts 169 values: the
+    weights and biases of three 1x1 convolutions. The input of the convolutions is the shared features and the position
+    relative to the point. Their output is the point's mask, which covers the whole network input.
 
     The outputs are ``mask_probs`` (B, D, h, w), and ``mask_boxes`` (B, D, 4) yxyx in pixels, the area that the masks
     cover: the whole network input, or the image in test-time augmentation.
@@ -93,7 +93,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
             channels: Number of channels of each level, and of the branch's convolutions.
 
         Raises:
-            UserError: If the branch belongs to a model of other sizes.
+            UserError: If the branch belongs to a model with other levels or another number of channels.
         """
         sizes = (tuple(levels), channels)
         if self.attached_to is not None:
@@ -198,7 +198,8 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
                 boxes.
 
         Returns:
-            The centres of mass, (B, M, 2) as (y, x) in pixels.
+            The centres of mass, (B, M, 2) as (y, x) in pixel indices, which are 0.5 less than continuous coordinates
+            (mmdetection); (0, 0) for empty masks.
         """
         return mask_targets.mask_centers(mask_targets.checked_crops(batch["masks"]), batch["boxes"])
 
@@ -220,7 +221,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         """
         positive = matched_gt >= 0
         counts = tf.reduce_sum(tf.cast(positive, tf.int32), 1)  # (B,)
-        # the images' positive points, padded to the most of any image
+        # indices of each image's positive points, padded to the largest number in an image
         is_real, points = tf.math.top_k(tf.cast(positive, tf.int32), tf.maximum(tf.reduce_max(counts), 1))  # (B, P)
         logits = self.mask_logits(outputs, points, squares)  # (B, P, h, w)
         truth = tf.cast(gather_gt(targets["masks"], tf.gather(matched_gt, points, batch_dims=1)), float_dtype())
@@ -238,7 +239,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
 
         Args:
             outputs: Result of `call`.
-            points: (B, D) index of the point that predicted each detection.
+            points: (B, D) index of the point that predicted each detection, among the R points of all levels.
             squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as
                 side.
             detections: ``class_ids`` (B, D), -1 for padding.
@@ -305,9 +306,9 @@ def _convolve(features, kernels, squares, stride):
 
     Args:
         features: (B, h, w, 8).
-        kernels: (B, P, 169): the weights of the three convolutions, rows of outputs, then their biases. The first reads
-            the relative x and y, then the features.
-        squares: (B, P, 4) squares as large as the points' strides.
+        kernels: (B, P, 169): the weights of the three convolutions, each stored as (outputs, inputs), then their
+            biases. The inputs of the first convolution are the relative x and y, then the features.
+        squares: (B, P, 4) yxyx in pixels: each point's square, with the stride of its level as side.
         stride: Pixels per cell of the features.
 
     Returns:
@@ -335,7 +336,7 @@ def _convolve(features, kernels, squares, stride):
 
 
 def _cell_weights(length, cells, stride):
-    """Returns the weights (B, 1, S, cells) of cells in S pixels that share `length` (B,) pixels of the input."""
+    """Computes bilinear weights (B, 1, S, cells) that resample cells to S points in the first `length` (B,) pixels."""
     pixels = (tf.range(CROP_SIZE, dtype=float_dtype()) + 0.5) / CROP_SIZE * tf.cast(length, float_dtype())[:, None]
     positions = tf.clip_by_value(pixels / stride - 0.5, 0.0, tf.cast(cells - 1, float_dtype()))  # (B, S)
     return tf.nn.relu(1 - tf.abs(positions[:, None, :, None] - tf.range(tf.cast(cells, float_dtype()))))

@@ -29,7 +29,7 @@ SCORE_CONVENTIONS = ("sqrt", "product")
 class Centerness(ConfigFromInit):
     """Configures how FCOS uses centerness in its losses and in the scores of detections.
 
-    The centerness of a point is 1 at the centre of its object and falls to 0 at the sides.
+    The centerness of a point is 1 at the centre of its object's box and falls to 0 at the sides.
 
     Args:
         loss_weight: Factor of the centerness loss.
@@ -41,7 +41,7 @@ class Centerness(ConfigFromInit):
             (mmdetection).
 
     Raises:
-        UserError: If `score_convention` is unknown.
+        UserError: If `score_convention` is unknown, or `loss_weight` is negative.
     """
 
     def __init__(self, loss_weight: float = 1.0, weights_boxes: bool = False, score_convention: str = "sqrt"):
@@ -67,23 +67,23 @@ class FCOS(ConfigFromInit, Detector):
             `ResNet(50)`.
         neck: Layer that maps features to a pyramid. By default an FPN with P6 and P7 made from P5.
         anchors: Generates one square per cell of the pyramid. By default `point_squares` of the neck's levels.
-        coder: Converts between boxes and the distances that the head predicts, and makes these positive. By default
-            `DistanceCoder`.
+        coder: Converts the raw predictions of the head to distances, and distances to boxes and back. By default
+            `DistanceCoder()`.
         head: Predicts class logits, distances and centerness. By default `FCOSHead()`.
         matcher: Matches points to ground-truth objects. By default `FCOSMatcher()`, centre sampling within 1.5 strides.
         class_loss: Classification loss. By default `FocalLoss()`.
-        box_loss: Box loss, `GIoULoss` or `IoULoss`. By default `GIoULoss()`.
+        box_loss: Box loss, `GIoULoss`, `IoULoss` or `SmoothL1Loss`. By default `GIoULoss()`.
         centerness: How losses and scores use centerness. By default `Centerness()`.
         normalizer: Computes the divisor of the losses. By default `LossNormalizer("ema", start=300)`.
         postprocessing: Score threshold and NMS of detections. By default
             `Postprocessing(score_threshold=0.2, nms_threshold=0.6)`.
-        preprocessing: Resize rule and pixel statistics.
+        preprocessing: Resize rule and pixel statistics. By default `Preprocessing()`.
 
     Raises:
-        TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature that the neck merges, the anchors' levels are not the neck's, a cell
-            has several anchors, the matcher does not have one range per level, or the number of class names is not
-            `num_classes`.
+        TypeError: If `backbone` is a class, or lacks `channels` or `strides`.
+        UserError: If `num_classes` is not a positive integer, the number of class names is not `num_classes`, the
+            backbone lacks a feature that the neck merges, the levels of anchors and neck differ, a cell has several
+            anchors, or the matcher does not have one range per level.
 
     Example:
         >>> model = kerasdet.FCOS(num_classes=3, class_names=["cat", "dog", "bird"])
@@ -157,8 +157,8 @@ class FCOS(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are not
-                trained on.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are never
+                matched.
 
         Returns:
             A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels, for each point
@@ -209,7 +209,7 @@ class FCOS(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input, ``scores`` (B, N) with 0 for candidates
-            below the threshold, and ``class_ids`` (B, N).
+            at or below the score threshold, and ``class_ids`` (B, N).
         """
         levels = []
         for level, anchors in outputs["anchors"].items():
@@ -231,8 +231,8 @@ class FCOS(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, and ``scores`` (B, R, K). Boxes are
-            clipped if the model clips before NMS. A score is 0 if a filter of `postprocessing` drops the box for this
-            class.
+            clipped if `postprocessing.clip_before_nms` is True. A score is 0 if a filter of `postprocessing` drops the
+            box for this class.
         """
         levels = [self.level_scores(outputs, level) for level in outputs["anchors"]]
         ranks, factor = (tf.concat(values, 1) for values in zip(*levels, strict=True))
@@ -261,8 +261,8 @@ class FCOS(ConfigFromInit, Detector):
             level: Name of a pyramid level, such as "p3".
 
         Returns:
-            Values (B, R_l, K) that the score threshold applies to, and factors (B, R_l). The score is value times
-            factor.
+            Values (B, R_l, K) that the score threshold applies to, and factors (B, R_l). A score is the product of
+            value and factor.
         """
         ranks = tf.sigmoid(outputs["class_logits"][level])  # (B, R_l, K)
         factor = tf.sigmoid(outputs["centerness"][level])  # (B, R_l)

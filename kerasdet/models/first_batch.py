@@ -1,4 +1,4 @@
-"""Checks the first batch of `fit` and `evaluate` for mistakes after which the losses would still look normal."""
+"""Checks the first batch of `fit` and `evaluate` for mistakes that the losses would not show."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from kerasdet.errors import UserError
 from kerasdet.inference.images import shape_remedy
 from kerasdet.models.batch import unpack_batch
 
-# Key -> its shape; B images, M objects, S cells of a mask, J keypoints
+# Key -> shape: B images of H x W pixels, M objects, masks of S x S cells, J keypoints
 _SHAPES = {
     "image": ("B", "H", "W", 3),
     "image_size": ("B", 2),
@@ -31,10 +31,10 @@ def check_first_batch(data: Mapping | tuple) -> None:
 
     Args:
         data: A training batch (see `kerasdet.models.batch.training_batch`), or a tuple that starts with one. A batch
-            that is not a dict, or lacks a key, is left to `training_batch`.
+            that is not a dict, or lacks a key, is not checked, because `training_batch` raises an error for it.
 
     Raises:
-        UserError: If an entry has another shape or dtype, or values that are not in its unit.
+        UserError: If an entry has a wrong shape or dtype, or values in a wrong unit.
     """
     batch = unpack_batch(data)
     if not isinstance(batch, Mapping) or not {"image", "boxes", "class_ids"} <= batch.keys():
@@ -55,7 +55,7 @@ def _array(name, value) -> np.ndarray:
         raise _error(f"{name} as a {kind}", "a dense tensor, padded with class id -1", remedy)
     array = np.asarray(value)
     if array.dtype.kind not in ("iuf" if name == "image" else "biuf") and array.dtype != tf.bfloat16.as_numpy_dtype:
-        raise _error(f"{name} of dtype {tf.as_dtype(array.dtype).name}", "numbers", f"convert {name}")
+        raise _error(f"{name} of dtype {tf.as_dtype(array.dtype).name}", "numbers", f"convert {name} to numbers")
     return array
 
 
@@ -89,7 +89,7 @@ def _remedy(name, array):
 def _check_pixels(image):
     low, high = float(image.min()), float(image.max())
     if not np.isfinite(low + high):
-        return  # fails in the step, which names the image
+        return  # the training step raises an error that names the image
     if low < -1 or (low < 0 and high <= 1) or high > 256:
         remedy = "undo the normalisation, because the model normalises its images" if low < 0 else "scale the pixels"
         raise _error(f"pixels from {low:.4g} to {high:.4g}", "RGB in 0..255", remedy)
@@ -115,7 +115,7 @@ def _check_sizes(arrays):
 def _check_objects(arrays):
     class_ids, masks = arrays["class_ids"], arrays.get("masks")
     if class_ids.dtype.kind == "f" and (wrong := class_ids[class_ids != np.round(class_ids)]).size:
-        raise _error(f"the class id {wrong[0]:g}", "integers from 0, and -1 for padding", "change the class ids")
+        raise _error(f"the class id {wrong[0]:g}", "integers from 0, and -1 for padding", "correct the class ids")
     if masks is not None and masks.dtype == np.uint8 and masks.max(initial=0) == 1:
         raise _error(
             "uint8 masks of 0 and 1",
@@ -148,7 +148,8 @@ def _check_objects(arrays):
 def _check_keypoints(keypoints, is_object):
     points = np.empty((0, 3)) if keypoints is None else keypoints[is_object].reshape(-1, 3).astype(np.float64)
     if not np.isfinite(points).all():
-        raise _error("a keypoint that is not finite", "(y, x, visibility) with visibility 0 if unlabelled", "change it")
+        remedy = "set unlabelled keypoints to (0, 0, 0)"
+        raise _error("a keypoint that is not finite", "(y, x, visibility) with visibility 0 if unlabelled", remedy)
     labelled = points[points[:, 2] > 0, :2]
     if len(labelled) and are_fractions(labelled.tolist()):
         raise _error(

@@ -25,20 +25,21 @@ class KeypointBranch(ConfigFromInit, Branch):
 
     Args:
         num_keypoints: J, number of keypoints of an object.
-        pool_size: Side of the pooled features, in cells; heatmaps are four times as large. None shares the features of
-            the box head.
+        pool_size: Side of the pooled features, in cells; heatmaps are four times as large. None: as for the box head,
+            whose pooled features the branch then reuses in training.
         num_convs: Number of 3x3 convolutions of the head.
         channels: Number of channels of the head's convolutions.
         convention: Source framework that defines a keypoint's score: "detectron2" (probability) or "torchvision"
             (logit).
         loss_weight: Factor of the loss.
-        keypoint_names: J names; "left" and "right" in a name mark its side. If J is 17, the default names are those of
-            a person in COCO. Training sets them from the dataset.
-        skeleton: Pairs of keypoint indices from 0 that drawings connect by a line. If J is 17, the default is COCO's.
-            Training sets them from the dataset.
+        keypoint_names: J names; "left" or "right" in a name states the side of the keypoint. None: the names of a
+            person in COCO if J is 17, else no names. Training sets them from the dataset.
+        skeleton: Pairs of keypoint indices from 0 that drawings connect by a line. None: COCO's skeleton of a person if
+            J is 17, else no lines. Training sets it from the dataset.
 
     Raises:
-        UserError: If the number of names is not the number of keypoints.
+        UserError: If the number of names is not `num_keypoints`, or a number is out of its range.
+        ValueError: If `convention` is unknown.
     """
 
     target_key = "keypoints"
@@ -83,7 +84,7 @@ class KeypointBranch(ConfigFromInit, Branch):
         self.skeleton = tuple(tuple(bone) for bone in skeleton or ())
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates the head for pooled features of shape (N, h, h, C); only `attach` calls this."""
+        """Creates the head for pooled features of shape (N, S / 4, S / 4, C); only `attach` calls this."""
         self.head = KeypointHead(self.num_keypoints, self.num_convs, self.channels, name="head")
         self.head.build(input_shape)
         self.map_size = 4 * input_shape[1]
@@ -93,7 +94,7 @@ class KeypointBranch(ConfigFromInit, Branch):
 
         Args:
             pooled: (N, S / 4, S / 4, C) pooled features of N regions.
-            training: Whether batch norms use the statistics of the batch.
+            training: Ignored: the head has no norms.
 
         Returns:
             Heatmaps of logits, (N, S, S, J).
@@ -106,14 +107,14 @@ class KeypointBranch(ConfigFromInit, Branch):
         """Finds the heatmap cell of each keypoint.
 
         Args:
-            rois: (B, P, 4) yxyx in pixels of the network's input. The sampled regions.
+            rois: (B, P, 4) yxyx in pixels of the network's input: sampled regions, the positive ones of an image first.
             matched_gt: (B, P) int32, the index of each region's object in the ground truth; negative for regions
                 without an object.
             batch: Ground truth with ``keypoints`` (B, M, J, 3) as (y, x, visibility), in pixels.
 
         Returns:
             A dict of ``cells`` (B, P, J) int32, the index of each keypoint's cell among the S * S cells, and
-            ``visible`` (B, P, J) bool, true for keypoints that the loss includes.
+            ``visible`` (B, P, J) bool, true for keypoints that are labelled and inside the region.
 
         Raises:
             UserError: If the ground truth has another number of keypoints than the branch.
@@ -131,7 +132,7 @@ class KeypointBranch(ConfigFromInit, Branch):
     def compute_losses(
         self, logits: tf.Tensor, targets: Mapping[str, tf.Tensor], positive: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Computes the cross entropy over the cells of each heatmap, averaged over visible keypoints.
+        """Computes the cross entropy over the cells of each heatmap, averaged over the labelled keypoints in regions.
 
         Args:
             logits: (B * P, S, S, J) result of `call`.
@@ -151,7 +152,7 @@ class KeypointBranch(ConfigFromInit, Branch):
         return {"keypoint_loss": self.loss_weight * loss / tf.maximum(global_sum(tf.reduce_sum(weights)), 1.0)}
 
     def select_class_maps(self, logits: tf.Tensor, class_ids: tf.Tensor) -> tf.Tensor:
-        """Reshapes the heatmaps to one row per image; all classes share the same heatmaps.
+        """Groups the heatmaps by image; all classes share the same heatmaps.
 
         Args:
             logits: (B * D, S, S, J) result of `call`.
@@ -165,7 +166,7 @@ class KeypointBranch(ConfigFromInit, Branch):
     def hflip(self, maps: tf.Tensor) -> tf.Tensor:
         """Converts heatmaps of a mirrored image to heatmaps of the image itself.
 
-        The columns are reversed, and the heatmaps of left and right keypoints swap places.
+        The columns are reversed, and the heatmaps of left and right keypoints are swapped.
 
         Args:
             maps: (B, D, S, S, J) heatmaps.
@@ -179,7 +180,7 @@ class KeypointBranch(ConfigFromInit, Branch):
         if not self.keypoint_names:
             raise UserError(
                 f"The {self.num_keypoints} keypoints have no names, so left and right ones cannot be swapped in a "
-                "mirror image: give KeypointBranch keypoint_names such as 'left_eye', or leave out hflip."
+                "mirror image: give KeypointBranch keypoint_names such as 'left_eye', or omit hflip."
             )
         return tf.gather(super().hflip(maps), keypoint_ops.flip_order(self.keypoint_names), axis=4)
 
@@ -191,7 +192,7 @@ class KeypointBranch(ConfigFromInit, Branch):
             detections: ``boxes`` (B, D, 4) yxyx in pixels and ``class_ids`` (B, D), -1 for padding.
 
         Returns:
-            A dict of ``keypoints`` (B, D, J, 3) as (y, x, score), in pixels.
+            A dict of ``keypoints`` (B, D, J, 3) as (y, x, score), with y and x in pixels; zero for padding.
         """
         keypoints = keypoint_ops.keypoints_from_heatmaps(maps, detections["boxes"], convention=self.convention)
         return {"keypoints": tf.where((detections["class_ids"] >= 0)[..., None, None], keypoints, 0.0)}

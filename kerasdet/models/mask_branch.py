@@ -24,14 +24,18 @@ class MaskBranch(ConfigFromInit, Branch):
     """Predicts an instance mask for each region (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
     Args:
-        pool_size: Side of the pooled features, in cells; masks are twice as large. None shares the features of the box
-            head.
+        pool_size: Side of the pooled features, in cells; masks are twice as large. None: as for the box head, whose
+            pooled features the branch then reuses in training.
         num_convs: Number of 3x3 convolutions of the head.
         channels: Number of channels of the head's convolutions.
         norm: Norm of the head's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         convention: Source framework whose pasting of masks and cropping of targets is reproduced: "detectron2" or
             "torchvision".
         loss_weight: Factor of the loss.
+
+    Raises:
+        UserError: If a number is out of its range.
+        ValueError: If `convention` is unknown.
     """
 
     target_key = "masks"
@@ -64,7 +68,7 @@ class MaskBranch(ConfigFromInit, Branch):
         self.loss_weight = loss_weight
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Creates the head for pooled features of shape (N, h, h, C); only `attach` calls this."""
+        """Creates the head for pooled features of shape (N, S / 2, S / 2, C); only `attach` calls this."""
         self.head = MaskHead(self.num_classes, self.num_convs, self.channels, norm=self.norm, name="head")
         self.head.build(input_shape)
         self.map_size = 2 * input_shape[1]
@@ -87,21 +91,23 @@ class MaskBranch(ConfigFromInit, Branch):
         """Crops the ground-truth mask of each region's object to the region.
 
         Args:
-            rois: (B, P, 4) yxyx in pixels of the network's input. The sampled regions.
+            rois: (B, P, 4) yxyx in pixels of the network's input: sampled regions, the positive ones of an image first.
             matched_gt: (B, P) int32, the index of each region's object in the ground truth; negative for regions
                 without an object.
-            batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``masks``
-                (B, M, S, S), cropped to the boxes: bool, or uint8 with the covered fraction of each cell times 255.
+            batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``image_size`` (B, 2),
+                heights and widths without padding in pixels, and ``masks`` (B, M, T, T), cropped to the boxes: bool, or
+                uint8 with the covered fraction of each cell times 255. T is 112 in batches of kerasdet.
 
         Returns:
-            A dict of ``masks`` (B, P, S, S) in [0, 1] and ``class_ids`` (B, P).
+            A dict of ``masks`` (B, P, S, S) float32 in [0, 1], 0 for regions without an object, and ``class_ids``
+            (B, P).
 
         Raises:
             UserError: If ``masks`` is neither bool nor uint8.
         """
         masks = checked_crops(batch["masks"])
         masks = mask_ops.crop_masks_for_rois(
-            tf.pad(masks, [[0, 0], [0, 1], [0, 0], [0, 0]]),  # one row that nothing matches: M may be 0
+            tf.pad(masks, [[0, 0], [0, 1], [0, 0], [0, 0]]),  # one more object, because M may be 0
             tf.pad(batch["boxes"], [[0, 0], [0, 1], [0, 0]]),
             rois,
             matched_gt,
@@ -153,7 +159,7 @@ class MaskBranch(ConfigFromInit, Branch):
 
         Returns:
             A dict of ``mask_probs`` (B, D, S, S): for each of the S x S cells of a box, the probability that it shows
-            the object.
+            the object; zero for padding.
         """
         return {"mask_probs": tf.where((detections["class_ids"] >= 0)[..., None, None], maps, 0.0)}
 
@@ -170,5 +176,5 @@ class MaskBranch(ConfigFromInit, Branch):
 
 
 def _of_class(logits, class_ids):
-    """Selects the maps (N, S, S) of one class each; logits (N, S, S, K), class_ids (N,)."""
+    """Selects from `logits` (N, S, S, K) the map of each region's class in `class_ids` (N,): (N, S, S)."""
     return tf.gather(tf.transpose(logits, [0, 3, 1, 2]), tf.maximum(class_ids, 0), batch_dims=1)

@@ -27,7 +27,7 @@ def top_candidates(
     Args:
         logits: (B, R, K) class logits.
         k: Maximum number of pairs to return per image.
-        score: Monotonic function from logits to scores.
+        score: Increasing function that converts logits to scores.
 
     Returns:
         Scores, anchor indices and class ids, (B, min(k, R * K)) each, in descending order of score.
@@ -63,7 +63,8 @@ class Postprocessing(ConfigFromInit):
 
     Args:
         score_threshold: Detections with a score at or below this are dropped. In [0, 1].
-        pre_nms_top_k: Maximum number of candidates per pyramid level before NMS. R-CNNs ignore it.
+        pre_nms_top_k: Maximum number of candidates before NMS, per pyramid level or, in SSD, per class. R-CNNs ignore
+            it.
         nms_threshold: A box is dropped if its IoU with a better box of the same class is above this. In [0, 1].
         max_detections: D, maximum number of detections per image.
         min_size: Boxes that have a side below this many pixels after clipping to the image are dropped before NMS.
@@ -73,7 +74,7 @@ class Postprocessing(ConfigFromInit):
         empty_boxes: What happens to boxes that are empty after clipping: "drop_after_nms" (detectron2, all R-CNNs),
             "drop_before_nms" (mmdetection's dense models) or "keep" (torchvision's dense models).
         multi_label: Whether one anchor or point may give detections of several classes. If False, only its best class
-            counts. Used by dense models only.
+            is used. R-CNNs ignore it.
 
     Raises:
         UserError: If `empty_boxes` is unknown, or is "drop_before_nms" without `clip_before_nms`; or if a number is out
@@ -140,8 +141,8 @@ class Postprocessing(ConfigFromInit):
             candidates: ``boxes`` (B, N, 4) yxyx in pixels, ``scores`` (B, N), ``class_ids`` (B, N), and possibly
                 further tensors (B, N, ...).
             image_size: (B, 2) heights and widths without padding, in pixels.
-            score_threshold: Replaces `self.score_threshold`, for models that have already applied that threshold to
-                another score. None keeps it.
+            score_threshold: Used instead of `self.score_threshold` by models that have already applied that threshold
+                to another score. None: `self.score_threshold`.
 
         Returns:
             Padded detections in the coordinates of the candidates, with the further tensors as (B, D, ...).
@@ -175,7 +176,7 @@ def _has_area(boxes):
 
 
 def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Drops detections: the others move to the front, in their order, and padding fills the rest.
+    """Drops detections, moves the remaining ones to the front without changing their order, and pads the rest.
 
     Args:
         detections: Tensors (B, D, ...) by name, such as ``boxes`` and ``scores``.
@@ -190,7 +191,7 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
 
     def move(name, value):
         value = tf.gather(value, order, batch_dims=1)
-        blank = tf.constant(-1, value.dtype) if name == "class_ids" else tf.zeros([], value.dtype)  # bool, too
+        blank = tf.constant(-1, value.dtype) if name == "class_ids" else tf.zeros([], value.dtype)  # or False
         return tf.where(tf.reshape(mask, tf.concat([tf.shape(mask), [1] * (value.shape.rank - 2)], 0)), value, blank)
 
     return {**{name: move(name, value) for name, value in detections.items()}, "valid": valid}

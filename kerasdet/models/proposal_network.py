@@ -13,22 +13,22 @@ from kerasdet.models.rpn import RPN, ProposalSelection, build_pyramid, default_b
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class ProposalNetwork(ConfigFromInit, Detector):
-    """Detects objects without classifying them, with a region proposal network alone.
+    """Detects objects without classifying them, by a region proposal network alone (https://arxiv.org/abs/1506.01497).
 
     Args:
         backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. None: a ResNet-50
             with random weights.
         neck: Layer that maps features to a pyramid. None: an FPN with levels p2 to p6.
         rpn: Predicts objects and selects the proposals. None: `RPN()`.
-        preprocessing: Resize rule and pixel statistics.
+        preprocessing: Resize rule and pixel statistics. None: `Preprocessing()`.
         seed: Seed for the random sampling of anchors in training.
 
     Raises:
-        TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature that the neck merges, or the neck lacks a level of the anchors.
+        TypeError: If `backbone` is a class, or lacks `channels` or `strides`.
+        UserError: If the backbone lacks a feature that the neck merges, or the neck lacks a level of the anchors.
     """
 
-    num_classes = None  # class-agnostic: it trains on objects of any class
+    num_classes = None  # the model has no classes: it trains on objects of any class
     class_names = ("object",)
     single_stage = True
 
@@ -73,7 +73,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
         return self.rpn(self.neck(features, training=training), image=image)
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Computes the targets of the sampled anchors.
+        """Samples the anchors to train on and computes their targets.
 
         Args:
             outputs: Result of `call`.

@@ -1,4 +1,4 @@
-"""Defines Faster, Mask and Keypoint R-CNN: a region proposal network, then `RoIHeads` that classify its proposals."""
+"""Defines Faster, Mask and Keypoint R-CNN: an `RPN` proposes regions, then `RoIHeads` classify and refine them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ from kerasdet.models.rpn import RPN, build_pyramid, default_backbone, default_ne
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class FasterRCNN(ConfigFromInit, Detector):
-    """Detects objects by Faster R-CNN on a feature pyramid (https://arxiv.org/abs/1506.01497, https://arxiv.org/abs/1612.03144).
+    """Detects objects with Faster R-CNN on a feature pyramid (https://arxiv.org/abs/1506.01497, https://arxiv.org/abs/1612.03144).
 
     Args:
         num_classes: K, number of classes without background.
@@ -34,9 +34,9 @@ class FasterRCNN(ConfigFromInit, Detector):
         seed: Seed for the random sampling of anchors and regions in training.
 
     Raises:
-        TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature that the neck merges, the neck lacks a level of the anchors, or the
-            number of class names is not `num_classes`.
+        TypeError: If `backbone` is a class, or lacks `channels` or `strides`.
+        UserError: If `num_classes` is not a positive integer, the number of class names is not `num_classes`, the
+            backbone lacks a feature that the neck merges, or the neck lacks a level of the anchors.
 
     Example:
         >>> model = kerasdet.FasterRCNN(3, roi_heads=RoIHeads(sampler=BalancedSampler(128, 0.25)))
@@ -70,7 +70,7 @@ class FasterRCNN(ConfigFromInit, Detector):
         self.roi_heads = roi_heads
         self.seed = seed
         build_pyramid(self.backbone, self.neck, self.rpn)
-        # Without the levels that the FPN's `top` adds, such as p6
+        # Regions are pooled only from the levels of the features, not from those that the FPN's `top` adds, such as p6
         levels = [f"p{name[1:]}" for name in self.neck.in_features]
         roi_heads.attach(num_classes=num_classes, levels=levels, channels=self.neck.channels)
         self.step = self.add_weight(name="step", initializer="zeros", dtype="int64", trainable=False)
@@ -87,14 +87,14 @@ class FasterRCNN(ConfigFromInit, Detector):
         return self.roi_heads.postprocessing
 
     def forward(self, batch: Mapping[str, tf.Tensor], training: bool) -> dict:
-        """Runs the model on a training batch: samples regions to train on and predicts for them.
+        """Runs the model on a training batch: samples regions and predicts for them.
 
         Args:
             batch: Training batch; see `kerasdet.models.batch.training_batch`.
             training: Whether batch norms use the statistics of the batch.
 
         Returns:
-            The result of `call` with ground truth.
+            The result of `call` with `ground_truth`.
 
         Raises:
             UserError: If the batch lacks the ground truth of a branch.
@@ -115,7 +115,7 @@ class FasterRCNN(ConfigFromInit, Detector):
             inputs: A dict of ``image`` (B, H, W, 3), RGB in 0..255, and ``image_size`` (B, 2), heights and widths
                 without padding in pixels; or a bare image tensor without padding.
             ground_truth: Batch with ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
-                With ground truth, the second stage predicts for a sample of regions to train on. None: it predicts for
+                The second stage then predicts for a sample of proposals and ground-truth boxes. None: it predicts for
                 all proposals.
             training: Whether batch norms use the statistics of the batch.
 
@@ -130,12 +130,12 @@ class FasterRCNN(ConfigFromInit, Detector):
         pyramid = self.neck(features, training=training)
         rpn = self.rpn(pyramid, image=image)
         proposals = self.rpn.propose(rpn, image_size, training=ground_truth is not None)
-        # another seed than that of the first stage, which samples by `seed`
+        # the first stage samples with `seed`; another seed makes the samples independent
         regions = self.roi_heads.select_regions(proposals, ground_truth, self.seed + 1, self.step)
         return {"rpn": rpn, "pyramid": pyramid, **self.roi_heads(pyramid, regions, training=training)}
 
     def compute_targets(self, outputs: Mapping, batch: Mapping[str, tf.Tensor]) -> dict:
-        """Computes the targets of sampled anchors and regions.
+        """Samples anchors, and computes the targets of the sampled anchors and regions.
 
         Args:
             outputs: Result of `call` with ground truth.
@@ -233,13 +233,14 @@ class FasterRCNN(ConfigFromInit, Detector):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class MaskRCNN(FasterRCNN):
-    """Detects objects and masks by Mask R-CNN (https://arxiv.org/abs/1703.06870).
+    """Detects objects and their masks with Mask R-CNN (https://arxiv.org/abs/1703.06870).
 
-    It is a `FasterRCNN` whose `roi_heads` have a `MaskBranch` by default.
+    The model is a `FasterRCNN` whose second stage has a `MaskBranch` by default.
 
     Args:
         num_classes: K, number of classes without background.
-        roi_heads: Second stage; give it ``branches=[MaskBranch()]`` for masks.
+        roi_heads: Second stage; it predicts masks only if its branches include a `MaskBranch`. None:
+            ``RoIHeads(branches=[MaskBranch()])``.
         **kwargs: Arguments of `FasterRCNN`.
     """
 
@@ -249,13 +250,14 @@ class MaskRCNN(FasterRCNN):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class KeypointRCNN(FasterRCNN):
-    """Detects objects and keypoints by Keypoint R-CNN (Mask R-CNN, section 5).
+    """Detects objects and their keypoints with Keypoint R-CNN (Mask R-CNN, section 5).
 
-    It is a `FasterRCNN` whose `roi_heads` have a `KeypointBranch` by default.
+    The model is a `FasterRCNN` whose second stage has a `KeypointBranch` by default.
 
     Args:
         num_classes: K, number of classes without background; 1 if people are the only class.
-        roi_heads: Second stage; give it ``branches=[KeypointBranch(num_keypoints)]`` for keypoints.
+        roi_heads: Second stage; it predicts keypoints only if its branches include a `KeypointBranch`. None:
+            ``RoIHeads(branches=[KeypointBranch()])``, for the 17 keypoints of a person in COCO.
         **kwargs: Arguments of `FasterRCNN`.
     """
 

@@ -30,7 +30,7 @@ class RetinaNet(ConfigFromInit, Detector):
         backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. By default
             `ResNet(50)`.
         neck: Layer that maps features to a pyramid. By default an FPN with P6 and P7 made from C5.
-        anchors: Generates the anchors of all levels of the neck. By default nine anchors per cell.
+        anchors: Generates the anchors of all levels of the neck. By default `AnchorGenerator()`, nine anchors per cell.
         coder: Converts between boxes and the deltas that the head predicts. By default `DeltaCoder()`.
         head: Predicts class logits and box deltas. By default `RetinaNetHead()`, four convolutions without norm.
         matcher: Matches anchors to ground-truth objects. By default `IoUMatcher(0.5, 0.4)`.
@@ -38,12 +38,12 @@ class RetinaNet(ConfigFromInit, Detector):
         box_loss: Box loss, `SmoothL1Loss`, `IoULoss` or `GIoULoss`. By default `SmoothL1Loss(beta=0)`, plain L1.
         normalizer: Computes the divisor of the losses. By default `LossNormalizer("ema", start=100)`.
         postprocessing: Score threshold and NMS of detections. By default `Postprocessing()`.
-        preprocessing: Resize rule and pixel statistics.
+        preprocessing: Resize rule and pixel statistics. By default `Preprocessing()`.
 
     Raises:
-        TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature that the neck merges, the anchors' levels are not the neck's, or the
-            number of class names is not `num_classes`.
+        TypeError: If `backbone` is a class, or lacks `channels` or `strides`.
+        UserError: If `num_classes` is not a positive integer, the number of class names is not `num_classes`, the
+            backbone lacks a feature that the neck merges, or the levels of anchors and neck differ.
 
     Example:
         >>> model = kerasdet.RetinaNet(num_classes=3, class_names=["cat", "dog", "bird"])
@@ -112,8 +112,8 @@ class RetinaNet(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are not
-                trained on.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are never
+                matched.
 
         Returns:
             A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels for each
@@ -178,8 +178,8 @@ class RetinaNet(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, and ``scores`` (B, R, K). Boxes are
-            clipped if the model clips before NMS. A score is 0 if a filter of `postprocessing` drops the box for this
-            class.
+            clipped if `postprocessing.clip_before_nms` is True. A score is 0 if a filter of `postprocessing` drops the
+            box for this class.
         """
         logits = dense.all_levels(outputs, "class_logits")  # (B, R, K)
         if not self.postprocessing.multi_label:

@@ -21,7 +21,7 @@ from kerasdet.ops.distribute import global_sum
 
 ADD_GT_AS_PROPOSALS = ("before_matching", "after_matching")
 
-_DETECTIONS = (  # names of detections and of their exports, which no branch may use
+_DETECTIONS = (  # names of outputs and of their exports that every model has, and that no branch may use
     *("boxes", "scores", "class_ids", "valid"),
     *("detection_boxes", "detection_scores", "detection_classes", "num_detections"),
 )
@@ -36,22 +36,26 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
     Args:
         pooler: Pools the features of each region; its `output_size` is S, the side of the box head's input in cells.
-        box_head: Layer that maps pooled features (N, S, S, C) of N regions to vectors (N, `out_channels`).
+            None: `RoIPooler()`.
+        box_head: Layer that maps pooled features (N, S, S, C) of N regions to vectors (N, `out_channels`). None:
+            `BoxHead()`.
         branches: Further predictions for each region, such as `MaskBranch` and `KeypointBranch`, in any combination.
-        matcher: Matches proposals to ground-truth objects in training.
-        sampler: Samples the regions to train on.
+        matcher: Matches proposals to ground-truth objects in training. None:
+            `IoUMatcher(0.5, 0.5, allow_low_quality_matches=False)`.
+        sampler: Samples the regions to train on. None: `BalancedSampler(512, 0.25)`.
         add_gt_as_proposals: When the ground-truth boxes are added to the proposals to train on. "before_matching": they
             are matched like proposals, so of two objects with the same box only one is matched (detectron2,
             torchvision). "after_matching": each ground-truth box is matched to its own object, and takes no part in
             low-quality matches (mmdetection).
-        coder: Converts between boxes and their deltas relative to regions.
-        box_loss: Loss of the boxes of positive regions, such as `SmoothL1Loss` or `GIoULoss`.
+        coder: Converts between boxes and their deltas relative to regions. None: `DeltaCoder((10, 10, 5, 5))`.
+        box_loss: Loss of the boxes of positive regions, such as `GIoULoss()`. None: `SmoothL1Loss()`, plain L1.
         class_agnostic: Whether a region has a single box for all classes instead of one box per class.
-        postprocessing: Turns scored boxes into detections. Boxes are always clipped to the image before NMS,
-            as in all R-CNNs; `pre_nms_top_k` has no effect.
+        postprocessing: Turns scored boxes into detections. Boxes are always clipped to the image before NMS, as in all
+            R-CNNs; `pre_nms_top_k` has no effect. None: `Postprocessing(clip_before_nms=True)`.
 
     Raises:
-        UserError: If two branches have the same name or loss, or `add_gt_as_proposals` is unknown.
+        UserError: If `add_gt_as_proposals` is unknown, a branch lacks an attribute, or two branches share a name, a
+            loss or an output.
 
     Example:
         >>> heads = RoIHeads(pooler=RoIPooler(14), branches=[MaskBranch(), KeypointBranch(17)])
@@ -144,9 +148,10 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         Args:
             proposals: Result of `RPN.propose`: ``boxes`` (B, N, 4) yxyx in pixels, and ``valid`` (B,), the number of
                 proposals of each image; the rest of the N rows is padding.
-            ground_truth: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M).
-            seed: Seed of the sampling.
-            step: Scalar integer, the training step.
+            ground_truth: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and optionally
+                ``image_id`` (B,); see `kerasdet.geometry.sampling.sampling_priority`. None: all proposals are selected.
+            seed: Seed of the sampling; only used with ground truth.
+            step: Scalar integer, the training step; only used with ground truth.
 
         Returns:
             A dict of ``rois`` (B, P, 4) yxyx in pixels and ``roi_valid`` (B, P) bool, false for padding. With ground
@@ -180,7 +185,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
     def call(
         self, pyramid: Mapping[str, tf.Tensor], regions: Mapping[str, tf.Tensor], training: bool = False
     ) -> dict[str, tf.Tensor]:
-        """Predicts classes, boxes and, in training, the outputs of the branches for every region.
+        """Predicts classes and boxes of every region and, in training, the branches' outputs for positive regions.
 
         Args:
             pyramid: Features (B, h, w, C) by level name.
@@ -190,7 +195,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         Returns:
             A dict of the entries of `regions`, ``class_logits`` (B, P, K + 1) with the background last, and
             ``box_deltas`` (B, P, K, 4) as (dy, dx, dh, dw), or (B, P, 1, 4) if `class_agnostic`. If the regions were
-            selected with ground truth, also the logits of each branch, under the branch's name.
+            selected with ground truth, also the logits (B * Q, ...) of each branch for the first Q regions of each
+            image, which include all positives, under the branch's name.
         """
         rois = regions["rois"]
         batch, count = tf.unstack(tf.shape(rois)[:2])
@@ -240,11 +246,15 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         return branch.select_class_maps(branch(self.pool(pyramid, boxes, branch), training=False), class_ids)
 
     def _leading_positives(self, regions, positive):
-        """Keeps the leading regions (B, S, ...); the sampler puts every positive first, `positive` (B, S).
+        """Returns the first Q of `regions` (B, P, ...), which include all positives: `select_regions` puts them first.
 
-        The number kept is that of the image with the most positives, rounded up to 8: oneDNN compiles a kernel for
-        each number it sees. Batch norms would see a different mix of regions for each number, and static shapes allow
-        only one: both keep as many as the sampler allows.
+        Q is the largest number of positives in an image, rounded up to a multiple of 8, because oneDNN compiles a
+        kernel for each number it sees. With static shapes, or with batch norms, whose statistics would depend on Q, it
+        is the largest number of positives that the sampler allows.
+
+        Args:
+            regions: (B, P, ...), values of the regions.
+            positive: (B, P) bool, which regions have an object.
         """
         most = self.sampler.max_positives
         if not ops.static_shapes() and not any(branch.uses_batch_statistics for branch in self.branches):
@@ -292,7 +302,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         own = tf.minimum(targets["class_ids"], tf.shape(deltas)[2] - 1)
         deltas = tf.gather(deltas, own, batch_dims=2)  # (B, P, 4)
         positive = targets["positive"]
-        # a region of padding has no size to divide by, and a zero weight does not undo an infinite loss
+        # Padding regions have no size to divide by, and a weight of 0 does not remove an infinite loss
         anchors = tf.where(positive[..., None], outputs["rois"], [0.0, 0.0, 1.0, 1.0])
         boxes = tf.where(positive[..., None], targets["boxes"], anchors)
         box_loss = self.box_loss(deltas, anchors, boxes, tf.cast(positive, float_dtype()), self.coder)
@@ -313,7 +323,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
         Returns:
             A dict of ``boxes`` (B, P * K, 4) yxyx in pixels of the network's input, ``scores`` (B, P * K), which are 0
-            for padding and for boxes smaller than `min_size`, and ``class_ids`` (B, P * K).
+            for padding and for boxes that `Postprocessing.box_mask` excludes, and ``class_ids`` (B, P * K).
         """
         scores = tf.nn.softmax(outputs["class_logits"])[..., : self.num_classes]  # (B, P, K)
         boxes = self.coder.decode(outputs["box_deltas"], outputs["rois"][:, :, None])  # (B, P, K or 1, 4)
@@ -332,8 +342,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
     ) -> dict[str, tf.Tensor]:
         """Adds the outputs of the branches to detections.
 
-        To save time, the branches run only on the first boxes of each image, as many as the image with the most
-        detections has. With static shapes they run on all D boxes.
+        To save time, the branches run only on the first boxes of each image: as many as the largest number of
+        detections in an image of the batch. With static shapes they run on all D boxes.
 
         Args:
             detections: Padded detections: ``boxes`` (B, D, 4) yxyx in pixels, ``class_ids`` (B, D) and ``valid`` (B,).
@@ -358,7 +368,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
 
 def _checked_branches(branches):
-    """Returns branches as a list; raises a UserError if one is incomplete or two overwrite each other's outputs."""
+    """Returns the branches as a list; raises a UserError if one is incomplete or two share a name, loss or output."""
     if isinstance(branches, Branch):
         raise UserError(f"RoIHeads.branches is a {type(branches).__name__}: give a list, also for a single branch.")
     branches = list(branches)
@@ -409,7 +419,7 @@ def _check_names(branch, method, result, attribute):
 
 
 def _check_outputs(branch, outputs):
-    """Raises a UserError unless a branch returns the outputs that it states, with room for positions if it has any."""
+    """Raises a UserError unless a branch returns the outputs that it states, and positions have the right shape."""
     _check_names(branch, "postprocess", outputs, "output_names")
     for name, value in outputs.items():
         if branch.rescaling == "positions" and value.shape[-1] != 3:

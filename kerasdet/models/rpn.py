@@ -34,7 +34,7 @@ def default_anchors() -> AnchorGenerator:
 
 
 def default_neck() -> FPN:
-    """Makes the default neck of R-CNNs: an FPN with p2 to p5, and p6 pooled from p5.
+    """Makes the default neck of R-CNNs: an FPN with p2 to p5, and p6 subsampled from p5.
 
     Returns:
         The FPN layer.
@@ -61,8 +61,12 @@ class ProposalSelection(ConfigFromInit):
         train_pre_nms_top_k: Maximum number of candidates per level before NMS, in training.
         train_post_nms_top_k: Maximum number of proposals per image in training.
         nms_threshold: Boxes of a level that overlap a better one by more than this IoU are dropped. In [0, 1].
-        min_size: Boxes with a side below this many pixels are dropped before NMS. Empty boxes are always dropped.
+        min_size: Boxes with a side below this many pixels after clipping to the image are dropped before NMS. Empty
+            boxes are always dropped.
         score_threshold: Boxes with an objectness below this probability are dropped before NMS. In [0, 1].
+
+    Raises:
+        UserError: If a maximum is not a positive integer, or `nms_threshold` or `min_size` is out of its range.
     """
 
     def __init__(
@@ -158,7 +162,7 @@ class ProposalSelection(ConfigFromInit):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class RPN(ConfigFromInit, keras.layers.Layer):
-    """Proposes regions: predicts for each anchor whether it holds an object, and its box (arXiv 1506.01497).
+    """Proposes regions: predicts for each anchor whether it contains an object, and its box (arXiv 1506.01497).
 
     Args:
         anchors: Generates the anchors of all levels of the neck. None: `default_anchors()`.
@@ -170,8 +174,9 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         normalizer: Divisor of both losses, counted over all replicas. "fixed": the sampler's `samples_per_image` times
             the number of images (detectron2). "sampled": the number of sampled anchors (torchvision). "image_sum": the
             sum over images of the sampled positives and negatives, counting at least one of each (mmdetection).
-        straddle_threshold: Anchors that extend more than this many pixels beyond the image are ignored in training; at
-            the right and bottom, this many or more. None: no anchor is ignored for this.
+        straddle_threshold: Anchors that extend more than this many pixels beyond the top or left of the image, or this
+            many or more beyond the bottom or right, are ignored in training. None: no anchor is ignored for its
+            position.
         proposals: Selects the proposals from the predicted boxes. None: `ProposalSelection()`.
 
     Raises:
@@ -231,7 +236,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
 
         Args:
             outputs: Result of `call`.
-            image_size: (B, 2) int32 height and width without padding, in pixels.
+            image_size: (B, 2) int32 heights and widths without padding, in pixels.
             training: Whether to use the `train_*` limits of `ProposalSelection`.
 
         Returns:
@@ -263,7 +268,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
     def compute_targets(
         self, outputs: Mapping, batch: Mapping[str, tf.Tensor], seed: int, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Samples anchors to train on and computes their targets. The classes of objects are not used.
+        """Samples anchors to train on and computes their targets; class ids only mark padding.
 
         Args:
             outputs: Result of `call`.
@@ -320,8 +325,8 @@ def build_pyramid(backbone: keras.Model, neck: keras.layers.Layer, rpn: RPN) -> 
         rpn: Region proposal network.
 
     Raises:
-        TypeError: If `backbone` is not a backbone.
-        ValueError: If the backbone lacks a feature that the neck merges, or the neck lacks a level of the anchors.
+        TypeError: If `backbone` is a class, or lacks `channels` or `strides`.
+        UserError: If the backbone lacks a feature that the neck merges, or the neck lacks a level of the anchors.
     """
     check_backbone(backbone, neck)
     if not neck.built:

@@ -51,7 +51,7 @@ class RTMDet(ConfigFromInit, Detector):
         neck: Layer that maps features to a pyramid. By default `CSPNeXtPAFPN()`.
         anchors: Generates one square per cell of the pyramid. By default `point_squares` of the neck's levels with an
             offset of 0.
-        coder: Converts between boxes and the distances that the head predicts. By default
+        coder: Converts the raw predictions of the head to distances, and distances to boxes and back. By default
             `DistanceCoder(activation="exp")`. RTMDet-tiny and RTMDet-s have the activation "linear".
         head: Predicts class logits and distances. By default `RTMDetHead()`.
         matcher: Matches points to ground-truth objects. By default `DynamicSoftLabelAssigner()`.
@@ -63,10 +63,10 @@ class RTMDet(ConfigFromInit, Detector):
         preprocessing: Resize rule and pixel statistics. By default mmdetection's letterbox of 640 pixels.
 
     Raises:
-        TypeError: If `backbone` is not a backbone.
-        UserError: If the backbone lacks a feature that the neck merges, the anchors' levels are not the neck's, a cell
-            has several anchors, or `num_classes` is not a positive whole number.
-        ValueError: If the number of class names is not `num_classes`.
+        TypeError: If `backbone` is a class, or lacks `channels` or `strides`.
+        UserError: If `num_classes` is not a positive integer, the number of class names is not `num_classes`, the
+            backbone lacks a feature that the neck merges, the levels of anchors and neck differ, or a cell has several
+            anchors.
 
     Example:
         >>> model = kerasdet.RTMDet(
@@ -168,7 +168,7 @@ class RTMDet(ConfigFromInit, Detector):
             outputs: Result of `call`.
             batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``is_crowd`` (B, M) and ``image_size``
                 (B, 2), heights and widths without padding in pixels, and the `target_key` of each branch. Crowds are
-                not trained on.
+                never matched.
 
         Returns:
             A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels, for each point
@@ -187,7 +187,7 @@ class RTMDet(ConfigFromInit, Detector):
         }
 
     def compute_losses(self, outputs: Mapping, targets: Mapping) -> dict[str, tf.Tensor]:
-        """Computes ``class_loss`` and ``box_loss``, both divided by the sum of soft labels, and the branches' losses.
+        """Computes the losses: ``class_loss`` and ``box_loss``, divided by the sum of soft labels, and the branches'.
 
         Args:
             outputs: Result of `call`.
@@ -243,8 +243,8 @@ class RTMDet(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, and ``scores`` (B, R, K). Boxes are
-            clipped if the model clips before NMS. A score is 0 if a filter of `postprocessing` drops the box for this
-            class.
+            clipped if `postprocessing.clip_before_nms` is True. A score is 0 if a filter of `postprocessing` drops the
+            box for this class.
         """
         logits = dense.all_levels(outputs, "class_logits")
         scores = tf.sigmoid(logits if self.postprocessing.multi_label else best_class_only(logits))
@@ -290,7 +290,7 @@ class RTMDet(ConfigFromInit, Detector):
             image_size: (B, 2) int32 heights and widths without padding, in pixels.
 
         Returns:
-            A dict of ``image_size`` and, if the model has branches, the entries of `outputs`.
+            A dict of the entries of `outputs` and ``image_size``; empty if the model has no branches.
         """
         return {**outputs, "image_size": image_size} if self.branches else {}
 
@@ -324,7 +324,8 @@ class RTMDetIns(RTMDet):
 
     Args:
         num_classes: K, number of classes without background.
-        coder: Converts between boxes and distances. By default `DistanceCoder()`, whose distances are never negative.
+        coder: Converts the raw predictions of the head to distances, and distances to boxes and back. By default
+            `DistanceCoder(activation="relu")`, whose distances are never negative.
         head: Predicts class logits and distances. By default `RTMDetHead(box_tower=False, box_bias=1)`, which predicts
             classes and distances from one tower.
         branches: Further predictions for each point. By default ``[DynamicMaskBranch()]``.

@@ -47,8 +47,8 @@ class SSD(ConfigFromInit, Detector):
         head: Predicts class logits and box deltas. By default `SSDHead()`.
         matcher: Matches default boxes to ground truth. By default `SSDMatcher()`.
         box_loss: Box loss, `SmoothL1Loss`, `IoULoss` or `GIoULoss`. By default `SmoothL1Loss(beta=1)`.
-        negative_ratio: Number of negatives per positive in the classification loss of each image: the negatives with
-            the highest loss (hard negative mining).
+        negative_ratio: Number of negatives per positive in the classification loss of each image. The negatives with
+            the highest losses are selected (hard negative mining).
         normalizer: Computes the divisor of the losses. By default `LossNormalizer("batch")`.
         postprocessing: Score threshold and NMS of detections; its `pre_nms_top_k` is per class. By default
             torchvision's: a score threshold of 0.01, 400 candidates per class, an IoU threshold of 0.45, and 200
@@ -56,9 +56,10 @@ class SSD(ConfigFromInit, Detector):
         preprocessing: Resize rule and pixel statistics. By default torchvision's square of 300 pixels.
 
     Raises:
-        TypeError: If `backbone` is not a backbone.
-        UserError: If the backbone lacks a feature of the neck, the levels of neck and default boxes differ, or
-            `negative_ratio` is not positive.
+        TypeError: If `backbone` is a class, or lacks `channels` or `strides`.
+        UserError: If `num_classes` is not a positive integer, the number of class names is not `num_classes`, the
+            backbone lacks a feature of the neck, the levels of neck and default boxes differ, or `negative_ratio` is
+            not positive.
 
     Example:
         >>> model = kerasdet.SSD(num_classes=3, class_names=["cat", "dog", "bird"])
@@ -132,8 +133,8 @@ class SSD(ConfigFromInit, Detector):
 
         Args:
             outputs: Result of `call`.
-            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are not
-                trained on.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and ``is_crowd`` (B, M). Crowds are never
+                matched.
 
         Returns:
             A dict of ``matched_gt`` (B, R), ``class_ids`` (B, R) and ``boxes`` (B, R, 4) yxyx in pixels for each
@@ -170,7 +171,7 @@ class SSD(ConfigFromInit, Detector):
         }
 
     def after_step(self, targets: Mapping[str, tf.Tensor]) -> None:
-        """Updates the running mean of the number of positive anchors, if the normalizer is "ema".
+        """Updates the running mean of the number of positive default boxes, if the normalizer is "ema".
 
         Args:
             targets: Result of `compute_targets`.
@@ -198,7 +199,7 @@ class SSD(ConfigFromInit, Detector):
         return {"boxes": tf.gather(boxes, indices, batch_dims=1), "scores": scores, "class_ids": class_ids}
 
     def decode_all(self, outputs: Mapping, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Decodes every default box, for runtimes that apply NMS themselves; `pre_nms_top_k` is not used.
+        """Decodes a box for every default box, for runtimes that apply NMS themselves; `pre_nms_top_k` is not used.
 
         Args:
             outputs: Result of `call`.
@@ -206,14 +207,14 @@ class SSD(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, R, 4) yxyx in pixels of the network's input, and ``scores`` (B, R, K). Boxes are
-            clipped if the model clips before NMS. A score is 0 if a filter of `postprocessing` drops the box for this
-            class.
+            clipped if `postprocessing.clip_before_nms` is True. A score is 0 if a filter of `postprocessing` drops the
+            box for this class.
         """
         boxes, scores = self._boxes_and_scores(outputs)
         return dense.filtered(self.postprocessing, boxes, scores, None, image_size)
 
     def _boxes_and_scores(self, outputs):
-        """Returns all boxes (B, R, 4) and their scores without background, (B, R, K)."""
+        """Decodes all boxes, (B, R, 4), and their scores without background, (B, R, K)."""
         scores = tf.nn.softmax(dense.all_levels(outputs, "class_logits"))[..., :-1]
         if not self.postprocessing.multi_label:
             scores = best_class_only(scores)

@@ -34,9 +34,9 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         **kwargs: Passed to `keras.Model`.
 
     Attributes:
-        micro_batches: Number of micro-batches that a replica's batch is split into. These run one after the other to
-            save memory, and their gradients are averaged.
-        xla: Whether XLA compiles the training step. All batches then need one shape.
+        micro_batches: Number of micro-batches that a replica's batch is split into. They run one after the other to
+            save memory, and their gradients are averaged. By default 1.
+        xla: Whether XLA compiles the training step, which needs batches of a single shape. By default False.
         data_wait: Total time in seconds that `fit` has waited for data.
     """
 
@@ -46,7 +46,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         self.micro_batches = 1
         self.xla = False
         self.data_wait = 0.0
-        # Stored in a namespace: Keras tracks metrics that are attributes of a model, and would save them.
+        # In a namespace, because Keras would track and save metrics that are attributes of the model.
         self._metric_state = SimpleNamespace(
             losses=[keras.metrics.Mean(name=name) for name in ("loss", *loss_names)],
             steps=[keras.metrics.Mean(name=name) for name in ("gradient_norm", "positives")],
@@ -135,20 +135,20 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         """
 
     def _accumulate_gradients(self, batch):
-        """Returns what `_gradients` returns, averaged over the parts of a batch."""
+        """Averages the results of `_gradients` over the micro-batches of a batch."""
         if self.micro_batches == 1:
             return self._gradients(batch)
         first, *others = _parts(batch, self.micro_batches)
         total = self._gradients(first)
         for part in others:
-            # TensorFlow would run the parts at once, which saves no memory, so each waits for the one before.
+            # Each micro-batch waits for the previous one: TensorFlow would run them at once, which saves no memory.
             with tf.control_dependencies(tf.nest.flatten(total)):
                 part = {name: tf.identity(value) for name, value in part.items()}
             total = tf.nest.map_structure(tf.add, total, self._gradients(part))
         return tf.nest.map_structure(lambda value: value / self.micro_batches, total)
 
     def _gradients(self, batch):
-        """Returns the gradients of the scaled loss, the losses by name, and the mean positives of an image."""
+        """Returns the gradients of the scaled loss, the losses by name, and the mean number of positives per image."""
         with tf.GradientTape() as tape:
             outputs = self.forward(batch, training=True)
             targets = self.compute_targets(outputs, batch)
@@ -162,17 +162,20 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     def _track(self, losses):
         for mean in self._metric_state.losses:
-            # Each replica holds its part of the global loss. Keras averages metrics over the N replicas, so each part
-            # is multiplied by N.
+            # The losses of the N replicas sum to the global loss, but Keras averages metrics over the replicas.
             mean.update_state(losses[mean.name] * num_replicas())
         return {mean.name: mean.result() for mean in self._metric_state.losses}
 
     def _with_finite_pixels(self, batch):
-        """Returns the batch after an assertion that its pixels cannot spoil the running averages of norms."""
+        """Returns the batch after an assertion that its pixels are finite: others would spoil the averages of norms."""
         image = tf.convert_to_tensor(batch["image"])
         if not image.dtype.is_floating:
             return batch
-        message = ["A pixel is not finite at iteration", self.optimizer.iterations.value]
+        message = [
+            "A pixel is not finite at iteration",
+            self.optimizer.iterations.value,
+            "(look for damaged images, and for transforms that divide by 0):",
+        ]
         if "image_id" in batch:
             message += ["image ids", batch["image_id"]]
         finite = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(image)), message, summarize=64)
@@ -207,7 +210,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     def _assert_finite_loss(self, norm, losses, batch):
         """Returns an assertion that stops before a loss or gradient that is not finite reaches the weights."""
         finite = tf.math.is_finite(losses["loss"])
-        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # it skips such gradients
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):  # this one skips non-finite gradients
             finite &= tf.math.is_finite(norm)
         message = [
             "The loss or its gradient is not finite at iteration",
@@ -240,7 +243,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             self.test_function = self._on_replicas(self.test_step)
 
     def _check_built(self):
-        """Raises a UserError for a layer that has yet to create its weights: the optimizer would not know them."""
+        """Raises a UserError if a layer has no weights yet, because the optimizer would not update them."""
         for part in self.layers:
             for layer in flatten_layers(part):
                 if not layer.built and type(layer).build is not keras.layers.Layer.build:
@@ -267,11 +270,11 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     def _on_replicas(self, step: Callable, check: Callable | None = None, jit: bool = False) -> Callable:
         """Makes Keras' train or test function, which runs a step on all replicas for the next batch of an iterator.
 
-        Keras' own (3.15.1) fails with several workers, because it averages scalars over an axis.
+        Keras' own function fails with several workers (3.15.1), because it averages scalars over an axis.
 
         Args:
             step: Function of a replica's batch that returns scalars by name.
-            check: Function of the distributed batch that raises if it cannot run.
+            check: Function of the distributed batch that raises an error if the step cannot run on it. None: no check.
             jit: Whether XLA compiles the step.
         """
         strategy = self.distribute_strategy
@@ -297,7 +300,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
                     check_first_batch(each)
             if self.run_eagerly:
                 return run(batch)
-            spec = getattr(iterator, "element_spec", None)  # its sizes are open, so one trace serves all batches
+            spec = getattr(iterator, "element_spec", None)  # sizes that vary are None, so one trace serves all batches
             if not compiled or compiled[0] != spec:
                 signature = None if spec is None else [spec]
                 options = {"reduce_retracing": True, "jit_compile": jit or None, "autograph": False}
@@ -369,15 +372,15 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
 
 
 def _assert_no_object(wrong, batch, message, values):
-    """Returns an assertion that no object is wrong; it shows the value and the image of the first one that is.
+    """Returns an assertion that no object is wrong, whose message shows the first wrong object.
 
     Args:
         wrong: (B, M) bool.
-        batch: Training batch, whose `image_id` (B,) names the image, if there is one.
+        batch: Training batch. If it has `image_id` (B,), the message names the image.
         message: Text before the value.
-        values: (B, M, ...) from which to show the value.
+        values: (B, M, ...), the value of each object, such as its box.
     """
-    # one more row and image, because both may be none, and a graph gathers before it knows whether anything is wrong
+    # One more row and image, because B or M may be 0: the graph gathers an object even if no object is wrong
     wrong = tf.pad(tf.cast(wrong, float_dtype()), [[0, 1], [0, 1]])
     values = tf.pad(values, [[0, 1], [0, 1]] + [[0, 0]] * (values.shape.rank - 2))
     first = tf.argmax(tf.reshape(wrong, [-1]), output_type=tf.int32)

@@ -104,7 +104,7 @@ def test_padding_counts_as_image(image):
     assert (found["image"].numpy()[24:] == 114).all() and (found["image"].numpy()[:, 31:] == 114).all()
     assert found["image_size"].numpy().tolist() == [32, 40]
     np.testing.assert_array_equal(found["boxes"], [[2, 3, 12, 15]])
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"PadTo got an image larger than its size \(20, 40\)"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"PadTo got an image larger than size=\(20, 40\)"):
         PadTo((20, 40))(example_with(image))
 
 

@@ -152,7 +152,7 @@ def test_padding_and_no_rows_are_no_mistakes():
 def test_fit_with_separate_labels_raises():
     model = retinanet()
     model.compile(optimizer=keras.optimizers.SGD(0.1))
-    with pytest.raises(UserError, match=r"not a dict: instead of fit\(x, y\), give fit\(batch\) or a dataset"):
+    with pytest.raises(UserError, match=r"expected a dict with .* Call fit\(batch\) or .* instead of fit\(x, y\)"):
         model.fit(batch()["image"], batch()["class_ids"], verbose=0)
 
 

@@ -4,9 +4,9 @@ A transform is a callable ``(example, seed) -> example``. An example is a dict o
 batch: `image` (H, W, 3), `image_size` (2,), `boxes` (M, 4), `class_ids` (M,), `is_crowd` (M,), optionally `masks`
 (M, S, S), `keypoints` (M, J, 3) and `extra_values` (M, V), the numbers of `extra_annotation_keys`. An example with
 keypoints also has `keypoint_flip` (J,): keypoint j of the mirrored image is keypoint ``keypoint_flip[j]`` of the image.
-In training it has `step` (), which `UntilStep` reads. Transforms pass other keys through. All randomness comes from
-`seed` (2,) int32, so an example is reproducible. Each transform is a dataclass. `training_batches` and `train` take a
-list of transforms, which they apply in order:
+In training it also has `step`, a scalar int64, which `UntilStep` reads. Transforms pass other keys through. All
+randomness comes from `seed` (2,) int32, so an example is reproducible. Each transform is a dataclass.
+`training_batches` and `train` take a list of transforms, which they apply in order:
 
 >>> transforms = [RandomPhotometricDistort(), ScaleJitter((1024, 1024)), RandomFlip()]
 

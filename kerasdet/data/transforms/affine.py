@@ -194,7 +194,7 @@ def apply_affine(
 def _warp_image(image, inverse, fill):
     """Samples an image (H, W, 3) bilinearly at the places that `inverse` (2, 3) gives in continuous pixels."""
     (yy, yx, y0), (xy, xx, x0) = (tf.unstack(row) for row in tf.unstack(inverse))
-    # TensorFlow's op takes (x, y) of pixel centres, which are at whole numbers there
+    # TensorFlow's op takes (x, y), and its pixel centres are at whole numbers
     y0, x0 = y0 + (yy + yx - 1) / 2, x0 + (xy + xx - 1) / 2
     warped = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(image, tf.float32)[tf.newaxis],

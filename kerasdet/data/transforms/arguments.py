@@ -31,7 +31,7 @@ def check_range(owner: object, name: str, low: float, high: float = float("inf")
         owner: Transform that has the attribute.
         name: Name of the attribute.
         low: Smallest value allowed.
-        high: Largest value allowed.
+        high: Largest value allowed. Infinity: no limit.
         unit: Name of the values for the error message, such as "degrees".
 
     Raises:
@@ -56,7 +56,7 @@ def check_at_least(owner: object, low: float, *names: str) -> None:
         names: Names of the attributes.
 
     Raises:
-        UserError: If a number is below `low`.
+        UserError: If a value is not a number or is below `low`, or a sequence is empty.
     """
     for name in names:
         value = getattr(owner, name)

@@ -42,7 +42,7 @@ class GaussianBlur:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the random decision and of the width, (2,) int32.
+            seed: Seed of the random decision and of the standard deviation, (2,) int32.
 
         Returns:
             The example, blurred or unchanged.

@@ -9,7 +9,7 @@ from kerasdet.data.transforms import objects
 from kerasdet.errors import UserError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB in 0..255
-GRAY = 114.0  # YOLOX' and mmdetection's
+GRAY = 114.0  # padding value of YOLOX and mmdetection
 
 Fill = float | Sequence[float]
 

@@ -45,7 +45,7 @@ def apply_if(
         otherwise: Function that returns the example to use if the condition does not hold. None: `example`.
 
     Returns:
-        The changed example if the condition holds, otherwise the other one.
+        The changed example if the condition holds, otherwise the result of `otherwise`, or `example`.
 
     Raises:
         UserError: If the two examples have different keys or types, which a TensorFlow graph does not allow.
@@ -101,7 +101,8 @@ def bind(transforms: Sequence[Transform], draw: Draw) -> tuple[Transform, ...]:
     keeps their error messages readable.
 
     Args:
-        transforms: Callables ``(example, seed) -> example``. If one has a method `bind`, it is called.
+        transforms: Callables ``(example, seed) -> example``. If one has a method `bind`, the result of this
+            method takes its place.
         draw: Function that takes a seed, (2,) int32, and returns the decoded example of a random image.
 
     Returns:

@@ -13,7 +13,7 @@ from kerasdet.data.transforms.compose import at_random
 from kerasdet.data.transforms.resize import check_kernel, resize_image
 from kerasdet.geometry import boxes as box_ops
 
-# torchvision repeats without end; here the image stays whole after this many rounds
+# torchvision draws minimum IoUs without end; here the image stays whole if this many yield no crop
 _ROUNDS = 10
 
 
@@ -21,13 +21,13 @@ _ROUNDS = 10
 class ScaleJitter:
     """Resizes by a random factor and crops to a fixed size: large-scale jitter (https://arxiv.org/abs/2012.07177).
 
-    The image is scaled to fit into `size`, times a random factor. If it then exceeds `size`, a random crop of that size
-    is taken (detectron2's `ResizeScale` and `FixedSizeCrop`). A smaller image keeps its size and is padded in the batch
-    as usual; detectron2 pads it to `size` with gray. Only the pixels inside the crop are computed.
+    The image is resized to fit into `size`, and then by a random factor. If it exceeds `size`, a random crop of that
+    size is taken (detectron2's `ResizeScale` and `FixedSizeCrop`). A smaller image keeps its size and is padded in the
+    batch as usual; detectron2 pads it to `size` with gray. Only the pixels inside the crop are computed.
 
     Args:
         size: Height and width of the crop in pixels.
-        scale: Smallest and largest factor. The paper uses (0.1, 2.0) for large-scale jitter and (0.8, 1.25) for
+        scale: Smallest and largest random factor. The paper uses (0.1, 2.0) for large-scale jitter and (0.8, 1.25) for
             standard jitter.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
         min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].

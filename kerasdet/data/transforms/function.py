@@ -21,10 +21,10 @@ class NumpyTransform:
 
     The function runs in Python and holds the interpreter lock (GIL), so it is slower than the other transforms. The
     function gets a dict of arrays and an integer seed, and returns a dict with the arrays that it changes: `image` (H,
-    W, 3) uint8, `boxes` (M, 4) yxyx in pixels, `class_ids` (M,), `is_crowd` (M,), and if the dataset has them, `masks`
-    (M, H, W) bool, in the size of the image, and `keypoints` (M, J, 3) as (y, x, visibility). To drop an object, the
-    function removes its row from all arrays. Numbers of `extra_annotation_keys` are the columns of `extra_values`
-    (M, V). Boxes are clipped to the image afterwards; boxes without area are dropped.
+    W, 3) uint8, `boxes` (M, 4) float32 yxyx in pixels, `class_ids` (M,) int32, `is_crowd` (M,) bool, and if the dataset
+    has them, `masks` (M, H, W) bool, in the size of the image, and `keypoints` (M, J, 3) float32 as (y, x, visibility).
+    To drop an object, the function removes its row from all arrays. Numbers of `extra_annotation_keys` are the columns
+    of `extra_values` (M, V). Boxes are clipped to the image afterwards; boxes without area are dropped.
 
     Args:
         function: Function ``(arrays, seed) -> arrays``. All randomness must come from the seed.
@@ -66,7 +66,8 @@ class NumpyTransform:
             return self._call(int(number), dict(zip(names, arrays, strict=True)))
 
         types = [value.dtype for value in values]
-        results = tf.nest.flatten(tf.numpy_function(call, [number, *values], types))  # one result comes without a list
+        # TensorFlow returns a single result without a list
+        results = tf.nest.flatten(tf.numpy_function(call, [number, *values], types))
         example = {**example, **dict(zip(names, results, strict=True))}
         for name in names:
             last = {"image": [3], "boxes": [4], "keypoints": values[names.index(name)].shape[1:]}.get(name, [])
@@ -96,7 +97,7 @@ class NumpyTransform:
 
 
 def _unusable(changed, arrays):
-    """Returns an error message if the names or ranks of returned arrays are wrong, otherwise None."""
+    """Describes a returned array with a wrong name or rank, for the error message; returns None if all are right."""
     if not isinstance(changed, Mapping):
         return f"{type(changed).__name__}; expected a dict of arrays"
     if unknown := changed.keys() - arrays.keys():
@@ -104,15 +105,15 @@ def _unusable(changed, arrays):
     for name, value in changed.items():
         shape = np.shape(value)
         if len(shape) != _RANKS[name] or (name in ("image", "boxes") and shape[-1] != {"image": 3, "boxes": 4}[name]):
-            return f"{name} of shape {shape}; expected one like {arrays[name].shape}"
+            return f"{name} of shape {shape}; expected a shape like {arrays[name].shape}"
     return None
 
 
 def _mismatch(arrays, size):
-    """Returns an error message if the shapes of returned arrays contradict each other, otherwise None."""
+    """Describes returned arrays with contradicting shapes, for the error message; returns None if all fit."""
     shape = arrays["image"].shape
     if size is not None and shape != size:
-        return f"an image of shape {shape} for one of {size}; expected the same, because image_only is True"
+        return f"an image of shape {shape} for an image of shape {size}; expected the same, because image_only is True"
     if "masks" in arrays and arrays["masks"].shape[1:] != shape[:2]:
         return f"masks of shape {arrays['masks'].shape} for an image of {shape}; expected the image's height and width"
     rows = {name: len(value) for name, value in arrays.items() if name != "image"}

@@ -8,7 +8,7 @@ import tensorflow as tf
 from kerasdet.data.transforms.arguments import check_at_least
 from kerasdet.data.transforms.pixels import as_pixels
 
-_HUES, _MAXIMUM = 180.0, 255.0  # OpenCV's HSV of uint8 images: hue in steps of 2 degrees, the others like the pixels
+_HUES, _MAXIMUM = 180.0, 255.0  # OpenCV's HSV of uint8 images: hue in steps of 2 degrees, the others in 0..255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,8 @@ class RandomHSV:
         draw = tf.random.stateless_uniform([2, 3], seed)
         limits = tf.constant([self.hue, self.saturation, self.value], tf.float32)
         change = tf.where(draw[0] < 0.5, (2 * draw[1] - 1) * limits, 0.0)
-        change = tf.where(change < 0, tf.math.ceil(change), tf.floor(change))  # truncated
+        # Truncated, like mmdetection's cast to integers
+        change = tf.where(change < 0, tf.math.ceil(change), tf.floor(change))
         image = example["image"]
         scale = tf.constant([_HUES, _MAXIMUM, _MAXIMUM])
         hsv = tf.round(tf.image.rgb_to_hsv(tf.cast(image, tf.float32) / _MAXIMUM) * scale) + change

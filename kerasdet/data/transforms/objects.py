@@ -87,14 +87,14 @@ def cut(
     """Converts the objects of an example to coordinates of a window of the image, and cuts them at its border.
 
     With masks, the new box of a cut object is the tight box of the rest of its mask. Without masks, it is the rest of
-    the box. Keypoints outside the window get visibility 0. Objects that lie fully inside the window keep box and mask.
+    the box. Keypoints outside the window get visibility 0. Objects fully inside the window keep their box and mask.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
         offset: (2,), top left corner (y, x) of the window in pixels of the image. Negative values add a border.
         size: (2,), height and width of the window in pixels.
-        min_visible: Objects that keep less than this fraction of their area (of the mask, or of the box without masks)
-            are dropped. In [0, 1].
+        min_visible: Objects are dropped if less than this fraction of their area stays inside the window, in [0, 1].
+            The area is that of the mask, or of the box if there are no masks.
         min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
 
     Returns:

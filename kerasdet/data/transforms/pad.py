@@ -39,8 +39,13 @@ class PadTo:
 
         Returns:
             The example with an image of exactly `size`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: If the image is larger than `size`.
         """
-        message = f"PadTo got an image larger than its size {tuple(self.size)}. Increase size, or resize images to fit:"
+        message = (
+            f"PadTo got an image larger than size={tuple(self.size)}. Increase size, or resize images. Image size:"
+        )
         old = tf.shape(example["image"])[:2]
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(old <= self.size), [message, old])]):
             image = tf.identity(example["image"])

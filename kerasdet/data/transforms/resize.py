@@ -12,20 +12,24 @@ from kerasdet.ops import resize as resize_ops
 
 @dataclasses.dataclass(frozen=True)
 class ResizeShortestEdge:
-    """Resizes so that the shorter edge gets a given length, unless the longer edge would then exceed its limit.
+    """Resizes so that the shorter edge has a given length, but the longer edge at most its limit.
+
+    The aspect ratio is kept, except with ``rounding="square"``.
 
     Args:
         shortest: Lengths of the shorter edge in pixels, from which one is drawn. Without a seed the first length is
             used.
         longest: Limit of the longer edge, in pixels.
         sampling: "choice" draws one of `shortest`; "range" draws any length from the first to the second.
-        rounding: Rule of the new size: "detectron2", "torchvision" and "mmdetection" round as these frameworks do, and
-            "square" stretches images to a square, see `kerasdet.ops.resize.shortest_edge_size`.
+        rounding: Rule that computes the new size: "detectron2", "torchvision" and "mmdetection" round as these
+            frameworks do, and "square" stretches images to a square, see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
-        scales: Factors, of which one is drawn and multiplies both lengths. Without a seed the first is used.
+        scales: Factors. One of them is drawn, and both lengths are multiplied by it. Without a seed the first factor is
+            used. With ``sampling="range"`` there must be exactly one.
 
     Raises:
-        UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, or a range is not (low, high).
+        UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, a factor is not positive, or a
+            range is not (low, high).
     """
 
     shortest: tuple[int, ...] | int = (800,)
@@ -66,7 +70,7 @@ class ResizeShortestEdge:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the random length, (2,) int32. None: the first length is used.
+            seed: Seed of the random length and factor, (2,) int32. None: the first length and first factor are used.
 
         Returns:
             The example with resized image, boxes and keypoints; masks do not change, because they are cropped to the
