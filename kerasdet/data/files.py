@@ -172,7 +172,7 @@ class ImageFinder:
         return path
 
     def _repair(self, name, where):
-        """Returns the only image file that a wrong name or path can mean, or None if there is no such file."""
+        """Returns the image file that a wrong name or path most likely means, or None if there is no such file."""
         plain = unquote(_LOCAL_STORAGE.sub("", name).split("?")[0]).replace("\\", "/")
         parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
         if not parts:

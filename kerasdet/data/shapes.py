@@ -74,13 +74,13 @@ def write(
 
     Args:
         folder: Folder to write `images/000001.jpg`, ... and `annotations.json` to.
-        num_images: Number of images.
+        num_images: Number of images, at least 1.
         seed: Seed of all images, in 0..2**32-1.
-        image_size: Height and width of every image, in pixels.
+        image_size: Height and width of every image, in pixels, each at least 16.
         objects: Smallest and largest number of shapes in an image. An image gets fewer shapes if there is no space
             left.
         scale: Range of the longer side of a shape's box, as a fraction of the image's shorter side: (smallest,
-            largest).
+            largest), in (0, 1]. The smallest must be 6 pixels or more.
 
     Returns:
         Path of `annotations.json`, a COCO file. Boxes (x, y, width, height), `area` and `segmentation` (compressed RLE)
@@ -369,11 +369,11 @@ def shapes_dataset(
 
     Args:
         folder: Folder of the dataset.
-        num_images: Number of images.
+        num_images: Number of images, at least 1.
         seed: Seed of all images, in 0..2**32-1.
-        image_size: Height and width of every image, in pixels.
+        image_size: Height and width of every image, in pixels, each at least 16.
         scale: Range of the longer side of a shape's box, as a fraction of the image's shorter side: (smallest,
-            largest).
+            largest), in (0, 1]. The smallest must be 6 pixels or more.
         masks: Whether to read the masks.
         keypoints: Whether to read the keypoints of the arrows.
 

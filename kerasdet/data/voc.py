@@ -49,7 +49,8 @@ class VocDataset(Dataset):
     Attributes:
         annotations: Path of the first list of images.
         records: Tuple of `Record`, in the order of the lists. The image id consists of the digits of the file name. If
-            these ids are not unique, it is the position in the lists, from 1.
+            a name holds other characters than digits and underscores, or ids are not unique, all ids are positions in
+            the lists, from 1.
         class_names: Tuple of the K class names.
         category_ids: Tuple of the category ids 1..K.
 
