@@ -35,8 +35,8 @@ _OTHER_FILES = {
 def load(path: str | Path) -> keras.Model | Predictor:
     """Loads published weights by name, or a model that kerasdet trained, converted or exported.
 
-    All detectors and exports have the methods `detect` and `detect_batch`. Exports cannot be trained: they are no Keras
-    models and lack methods such as `fit`.
+    All detectors and exports have the methods `detect` and `detect_batch`. Exports cannot be trained: they are not
+    Keras models and lack methods such as `fit`.
 
     Args:
         path: The folder of a training run (its last checkpoint is loaded) or of `kerasdet convert`, a ``.keras`` file,
@@ -49,8 +49,8 @@ def load(path: str | Path) -> keras.Model | Predictor:
 
     Raises:
         FileNotFoundError: If the file or folder does not exist, or the folder contains no model.
-        UserError: If the file is no model, is damaged, or needs a class that is not imported; or if published weights
-            are not in the cache and cannot be downloaded.
+        UserError: If the file is not a model, is damaged, or needs a class that is not imported; or if published
+            weights are not in the cache and cannot be downloaded.
 
     Example:
         >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")

@@ -52,7 +52,7 @@ from kerasdet.models.common import LossNormalizer
 from kerasdet.models.postprocess import Postprocessing
 
 BACKBONES = {"ResNet": ResNet, "CSPNeXt": CSPNeXt, "MobileNetV3": MobileNetV3, "VGG": VGG}
-# Kind of dense model -> the classes of the model, its coder, its head and its matcher
+# Kind of dense model -> classes of the model, of its coder, of its head and of its matcher
 DENSE_PARTS = {
     "retinanet": (RetinaNet, DeltaCoder, RetinaNetHead, IoUMatcher),
     "fcos": (FCOS, DistanceCoder, FCOSHead, FCOSMatcher),
@@ -68,8 +68,8 @@ RCNN_PARTS = {
     "box_head": BoxHead,
     "postprocessing": Postprocessing,
 }
-# For each kind of model: the parts that checkpoints hold, the layers whose shapes depend on the number of classes, and
-# the bias whose size gives that number.
+# For each kind of model: the parts that checkpoints hold; the layers whose shapes depend on the number of classes; and
+# the bias from whose size the number of classes is computed.
 PARTS = {
     "backbone": ("backbone",),
     "retinanet": ("backbone", "neck", "head"),
@@ -104,7 +104,7 @@ def build(
 
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
-        num_classes: K, number of classes without background. None for a backbone or an RPN.
+        num_classes: K, number of classes without background. None for a backbone or a proposal network.
         shapes: Shapes of tensors in the checkpoint, by kerasdet's names. They define sizes that `spec` leaves open,
             such as the number of keypoints.
         norm_epsilon: Epsilon of the backbone's norms. None: the epsilon of the source.
@@ -225,7 +225,7 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
         spec: Source of the model, a value of `kerasdet.checkpoints.SOURCES`.
 
     Returns:
-        The converted tensor, or None if its shape does not match `spec`.
+        The converted tensor, or None if the shape of `value` does not match `spec`.
     """
     try:
         if "box_deltas/" in name or "box_distances/" in name:

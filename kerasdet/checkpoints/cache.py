@@ -23,7 +23,7 @@ from kerasdet.errors import UserError
 from kerasdet.files import replacing, waiting_lock
 from kerasdet.paths import cache_home, expand
 
-# Increase it if models converted by an earlier kerasdet no longer load, or would be converted differently.
+# Increase it if models that an earlier kerasdet converted no longer load, or would now be converted differently.
 _CONVERSION = 2
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def model_folder(weights: Weights) -> Path:
     """Returns the folder of the converted model of published weights. The first call downloads and converts them.
 
     Several processes may call this function at the same time: one process does the work, the others wait. A killed
-    process leaves no incomplete model. A model that the disk damaged later is converted again.
+    process leaves no incomplete model. A converted model that is damaged on disk is converted again.
 
     Args:
         weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
@@ -130,7 +130,7 @@ def mirrored(url: str) -> str:
 
 
 def _is_intact(model):
-    """Tells whether a converted model exists and all its bytes are as they were written."""
+    """Tells whether a converted model exists and its contents match their checksums."""
     if not model.exists():
         return False
     try:
@@ -151,7 +151,7 @@ def _prepare(weights, model):
     except UserError as error:
         if is_verified:
             raise
-        file.unlink()  # such as the login page of a network: without a hash, only the conversion finds it
+        file.unlink()  # without a hash, only the conversion detects a wrong file, such as the login page of a network
         raise UserError(f"{shown(mirrored(weights.url))} was removed from the cache. {error}") from None
     if not is_verified:
         with replacing(_record(file)) as record:
@@ -162,7 +162,7 @@ def fetch(weights: Weights) -> Path:
     """Downloads a published file if it is missing or damaged.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         The path of the file.
@@ -188,7 +188,7 @@ def fetch(weights: Weights) -> Path:
 
 
 def _recorded(path):
-    """Returns the hash of the first file that was converted, for files without a published hash."""
+    """Returns the hash that was recorded when the file was first converted, or None."""
     record = _record(path)
     return ("sha256", record.read_text()) if record.exists() else None
 
@@ -201,14 +201,14 @@ def convert(weights: Weights, file: Path, out: Path) -> None:
     """Converts a published file, in a new thread without the caller's strategy and dtype policy.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
         file: Path of the published file.
         out: Path of the ``.keras`` file to write.
 
     Raises:
         UserError: If the file cannot be converted.
     """
-    # Keras draws seeds from this state: a first run, which converts weights, must train like later runs.
+    # Keras draws its seeds from Python's random state. A first run, which converts weights, must train like later runs.
     state = random.getstate()
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -226,10 +226,10 @@ def _convert_here(weights, file, out):
 
 
 def published_file(weights: Weights) -> Path:
-    """Returns the place of a published file in the cache.
+    """Returns the path of a published file in the cache.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         The path of the file, which may not exist yet.
@@ -240,10 +240,10 @@ def published_file(weights: Weights) -> Path:
 def converted_folder(weights: Weights) -> Path:
     """Returns the folder of a converted model.
 
-    A change of the description of the source model, or another published file, leads to another folder.
+    If kerasdet's description of the source model or the URL of the published file changes, the folder changes, too.
 
     Args:
-        weights: Value of `kerasdet.checkpoints.zoo.ZOO`.
+        weights: The published weights, a value of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
         The path of the folder, which may not exist yet.

@@ -18,7 +18,7 @@ from kerasdet.geometry.default_boxes import DefaultBoxes
 log = logging.getLogger(__name__)
 
 _MAX_LISTED = 10
-# Tensors that every backbone of a kind has, by which the prefix of all names is found
+# Tensors of every backbone of a kind; their names in a file reveal a prefix that all names share
 _RESNET_TENSORS = ("backbone/c2_0/conv1/conv/kernel", "backbone/stem/conv/kernel")
 _CSPNEXT_TENSORS = ("backbone/stem0/conv/kernel", "backbone/stem1/conv/kernel")
 
@@ -40,12 +40,12 @@ def to_model(
     Args:
         state: Tensors by the framework's names, the result of `kerasdet.checkpoints.read`. If all tensors of the model
             have a common prefix in their names, only tensors with this prefix are used, and a warning lists the others.
-            If the file has a class name for each class, these become the model's class names.
+            If the file has a name for each class and `num_classes` is None, these names become the model's class names.
         source: Name of the model in its framework, a key of `kerasdet.checkpoints.SOURCES`.
-        num_classes: Number of classes K of a model to fine-tune: its classification layer has K classes and random
-            weights. None: the classes of the file are kept.
-        norm_epsilon: Epsilon of the backbone's norms. None: the epsilon of the published files. For a torchvision v1
-            detector that you trained yourself pass 1e-5, because the published files have 0.
+        num_classes: Number of classes K, to fine-tune the model: its layers for K classes get random weights. None: the
+            number of classes of the file.
+        norm_epsilon: Epsilon of the backbone's norms, in [0, 1]. None: the epsilon of the published files. Pass 1e-5
+            for a torchvision v1 detector that you trained yourself, because the published files have 0.
 
     Returns:
         The model: a detector, or a backbone if the source is a backbone.
@@ -172,7 +172,7 @@ def _assign(variables, state, spec, source):
     """Assigns every tensor to its variable; raises an error that names missing, unexpected or misshapen tensors."""
     theirs = {name: name_in_source(name, spec) for name in variables}
     if spec.framework == "detectron2" and not any(name.endswith("running_var") for name in state):
-        # MSRA's files have affine norms without statistics; detectron2 then takes mean 0 and variance 1.
+        # The norms in MSRA's files have scale and offset but no statistics; detectron2 then uses mean 0 and variance 1.
         statistics = {name: value for name, value in theirs.items() if "running" in value}
         state = {
             **state,
@@ -204,7 +204,7 @@ def _assign(variables, state, spec, source):
 
 
 def _warn_of_kind(variables, spec, source):
-    """Warns if the norms of a ResNet are those of the other kind of weights (MSRA or torchvision).
+    """Warns if the norms of a ResNet show that the weights are of the other kind (MSRA or torchvision).
 
     Both kinds have the same names and shapes. The norms of MSRA's ResNets (detectron2, "caffe" in mmdetection) have
     mean 0 and variance 1; those of torchvision and of mmdetection's "pytorch" models have other statistics.
@@ -224,7 +224,7 @@ def _warn_of_kind(variables, spec, source):
 
 
 def _expected(value, shape):
-    """Describes the expected shape of a tensor that has another one; `value` is in the layout of Keras, or None."""
+    """Describes the expected shape of a misshapen tensor; `value` is the tensor in the layout of Keras, or None."""
     if len(shape) < 2:
         return f" (expected {tuple(shape)})"
     found = "" if value is None or value.ndim < 2 else f"{value.shape}, "

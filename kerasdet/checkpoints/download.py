@@ -29,8 +29,8 @@ TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
 _ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
-_SAFE = "/%:@!$&'()*+,;=~"  # characters of a URL's path that are not encoded; a path may be encoded already
-# HTTP codes, and errors, after which another try may succeed
+_SAFE = "/%:@!$&'()*+,;=~"  # characters of a URL's path that are not encoded; "%", because it may be encoded already
+# HTTP status codes and errors after which another try may succeed
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _PASSING = (TimeoutError, ConnectionResetError, http.client.IncompleteRead)
 
@@ -42,7 +42,7 @@ class _Cut(Exception):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows status code 308 like 307, which Python 3.10 does not."""
+    """Follows status code 308 like 307. Python 3.10 does not follow it; remove this class when 3.11 is the minimum."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
@@ -186,7 +186,7 @@ def _fetch_rest(url, partial):
         UserError: If the disk is full.
     """
     have, validator, total = _resumable(url, partial)
-    if have and have == total:  # killed between the last byte and the new name
+    if have and have == total:  # an earlier process was killed between the last byte and the renaming
         return
     request = _request(url)
     if have:
@@ -195,7 +195,7 @@ def _fetch_rest(url, partial):
     opener = urllib.request.build_opener(_Redirects)
     with opener.open(request, timeout=TIMEOUT) as response:
         start, total = _position(response)
-        if start != have:  # also if the server knows no ranges
+        if start != have:  # the file has changed, or the server does not support ranges
             have = 0
             if start:
                 raise _Cut(f"the server sent bytes from position {start:,} instead of those that were requested")
@@ -292,7 +292,7 @@ def _storing(path):
 
 
 def _reason(error):
-    """Returns the innermost reason of a network error in a few words."""
+    """Returns the cause of a network error in a few words."""
     inner = getattr(error, "reason", error)
     if isinstance(inner, TimeoutError):
         return f"no data received for {TIMEOUT:g} s"

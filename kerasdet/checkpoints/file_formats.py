@@ -48,14 +48,15 @@ def read_zip(data: bytes, weights: str | None = None) -> dict[str, np.ndarray]:
 
     Args:
         data: Bytes of the whole file.
-        weights: Name of the dictionary entry that contains the weights, such as "model_ema". None if there is only one
-            set.
+        weights: Name of the dictionary entry that contains the weights, such as "model_ema". None if the file contains
+            only one set. An `.npz` file has no such entries.
 
     Returns:
         The arrays by name.
 
     Raises:
         ValueError: If the file is damaged, is neither a torch zip file nor an `.npz` file, or could run code.
+        UserError: If the file holds several sets of weights, and `weights` is not the name of one of them.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -75,14 +76,15 @@ def read_pickles(data: bytes, weights: str | None = None) -> dict[str, np.ndarra
 
     Args:
         data: Bytes of the whole file.
-        weights: Name of the dictionary entry that contains the weights, such as "model_ema". None if there is only one
-            set.
+        weights: Name of the dictionary entry that contains the weights, such as "model_ema". None if the file contains
+            only one set.
 
     Returns:
         The arrays by name.
 
     Raises:
         ValueError: If the file is damaged, or its contents could run code.
+        UserError: If the file holds several sets of weights, and `weights` is not the name of one of them.
     """
     stream = io.BytesIO(data)
     first = load(stream)
@@ -155,7 +157,7 @@ def _safetensor(name, entry):
 
 
 def _entry(archive, info):
-    """Reads at most the declared size of an entry, against zip bombs; zipfile checks the CRC at the end."""
+    """Reads at most the declared size of an entry, to defend against zip bombs; zipfile checks the CRC at the end."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
         raise ValueError(
             f"the zip entry {info.filename[:100]!r} is encrypted or compressed by another method than deflate"

@@ -167,7 +167,7 @@ RTMDET = {
     **_conv_norm("mask_branch/conv{i}", "bbox_head.mask_head.stacked_convs.{i}"),
     "mask_branch/projection/conv": "bbox_head.mask_head.projection",
 }
-# Other names of a tensor that these files list several times -> the name in `RTMDET`
+# These files list some tensors under several names. Pattern of the other names -> the name in `RTMDET`
 RTMDET_TIED = ((r"^(bbox_head\.(?:cls|reg)_convs)\.[1-9]\.(\d+\.conv\.weight)$", r"\1.0.\2"),)
 RTMDET_INS_TIED = ((r"^bbox_head\.reg_convs\.", "bbox_head.cls_convs."), *RTMDET_TIED)
 
@@ -181,6 +181,7 @@ def _mobilenet_v3(theirs, theirs_of_tail=None):
     Args:
         theirs: Prefix of the layers, which torchvision numbers.
         theirs_of_tail: Prefix of the layers after the first convolution of block 13, which SSDLite numbers from 0.
+            None: all layers have the prefix `theirs`.
     """
     rows = {"stem": f"{theirs}.0", "last": f"{theirs}.16" if theirs_of_tail is None else f"{theirs_of_tail}.3"}
     for number in range(1, 16):
@@ -240,7 +241,7 @@ SSD_VGG = {
     },
     "backbone/conv6/conv": "backbone.extra.0.7.1",
     "backbone/conv7/conv": "backbone.extra.0.7.3",
-    "neck": "backbone",  # its factors
+    "neck": "backbone",  # for the neck's own parameter, scale_weight
     "neck/extra{i}_reduce/conv": "backbone.extra.{from_1}.0",
     "neck/extra{i}_conv/conv": "backbone.extra.{from_1}.2",
     "head/class_logits/p{stage}/conv": "head.classification_head.module_list.{level}",
@@ -250,7 +251,7 @@ SSD_VGG = {
 # Prefix of the backbone's tensors in the file of a detector.
 BACKBONE_PREFIXES = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up.", "mmdet": "backbone."}
 
-# Entries that kerasdet's models do not have: counters, buffers, and the classifiers of ImageNet files.
+# Entries that kerasdet's models do not have: counters, buffers, and classifiers of ImageNet.
 IGNORED = re.compile(
     r"num_batches_tracked$|(^|\.)anchor_generator\.|^pixel_(mean|std)$|^data_preprocessor\.|^fc\.|^fc1000|^stem\.fc\.|^pred"
     r"|^head\.fc\.|^classifier\."
@@ -264,7 +265,8 @@ _TORCHVISION_OLDER = [
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
     *((rf"mask_head\.mask_fcn{i + 1}\.(weight|bias)$", rf"mask_head.{i}.0.\1") for i in range(4)),
 ]
-# Only RetinaNet's towers were renamed; those of FCOS have norms at the odd numbers.
+# Only RetinaNet's towers were renamed. FCOS' towers still number convolutions, norms and ReLUs in one sequence, so
+# their conv.1 is a norm.
 _TORCHVISION_OLDER_TOWERS = [(rf"_head\.conv\.{2 * i}\.(weight|bias)$", rf"_head.conv.{i}.0.\1") for i in range(4)]
 _MMDET_OLDER = [
     (r"^bbox_head\.fcos_(cls|reg|centerness)\.", r"bbox_head.conv_\1."),
@@ -320,7 +322,7 @@ def is_ignored(name: str, framework: str) -> bool:
         framework: Name of the source framework, a key of `LAYERS`.
 
     Returns:
-        True if no tensor of a model corresponds to the entry.
+        True if no variable of kerasdet's models corresponds to the entry.
     """
     return bool(IGNORED.search(name) or (framework != "torchvision" and _CAFFE_BIASES.search(name)))
 
@@ -333,7 +335,7 @@ def untied_name(name: str, tied: Iterable[tuple[str, str]]) -> str:
         tied: Pairs of a regular expression and its replacement, such as `RTMDET_TIED`.
 
     Returns:
-        The name that `source_name` returns for the tensor; `name` itself if it is not a duplicate.
+        The name that `source_name` returns for the tensor; `name` itself if it is already this name.
     """
     return _rewrite(name, tied)
 
@@ -352,7 +354,7 @@ def source_name(name: str, framework: str, exceptions: Mapping[str, str], *, bac
         framework: Name of the source framework, a key of `LAYERS`.
         exceptions: Additional rows in the form of `LAYERS[framework]`, which take precedence.
         backbone_only: Whether the file contains only a backbone.
-        finest: Stage of the finest level of the neck, 3 for ``c3``.
+        finest: Number of the neck's finest level, such as 3 for ``p3``.
 
     Returns:
         The name of the tensor in the current release of the framework.

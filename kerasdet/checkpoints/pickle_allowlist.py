@@ -44,7 +44,7 @@ class Dtype:
 class Array:
     """Holds a pickled NumPy array with its raw bytes.
 
-    Pickles of Python 2 hold these as a latin-1 string. `dtype` is None until the pickle sets the data.
+    Pickles of Python 2 hold the bytes as a latin-1 string. `dtype` is None until the pickle sets the data.
     """
 
     dtype: Dtype | None = None

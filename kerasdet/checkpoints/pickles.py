@@ -1,8 +1,8 @@
 """Reads pickles without executing their code: only constructors of `pickle_allowlist` can be called.
 
 A subclass of `pickle.Unpickler` would not be safe: its BUILD opcode sets attributes on any object, and its C version
-allocates as much memory as a memo index or a length declares. This reader implements every opcode itself, and allows
-less.
+allocates as much memory as a memo index or a length declares. This reader implements the opcodes that pickles of
+tensors need, and raises an error for all others.
 """
 
 import codecs
@@ -31,7 +31,7 @@ def load(stream: BinaryIO, persistent: Callable[[object], object] | None = None)
         The object, made of plain containers, scalars and the classes of `pickle_allowlist` and `tensors`.
 
     Raises:
-        ValueError: If the pickle is damaged or too large, or asks for a name outside the allowlist.
+        ValueError: If the pickle is damaged or has too many opcodes, or asks for a name outside the allowlist.
     """
     machine = _Machine(persistent)
     for _ in range(MAX_OPCODES):

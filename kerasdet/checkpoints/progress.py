@@ -8,7 +8,7 @@ _INTERVAL = 0.2  # seconds between two updates of the bar
 
 
 class ProgressBar:
-    """Draws a progress bar on a terminal; in other outputs, writes one line at the start and one at the end.
+    """Draws a progress bar if standard error is a terminal; otherwise writes one line at the start and one at the end.
 
     Args:
         name: Name of the file.

@@ -23,8 +23,9 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
     as `model`, `state_dict` or `model_ema`. Prefixes that wrappers add to names, such as `module.` and `_orig_mod.`,
     are removed.
 
-    Files may contain a second set of weights, their running means (EMA). mmdetection saves these in `state_dict`, under
-    the names without the prefix `ema_`, and they are read by default. For other files with two sets, pass `weights`.
+    Files may contain a second set of weights, the running means (EMA) of the first. mmdetection saves the running means
+    in `state_dict`, under the names without the prefix `ema_`, and they are read by default. For other files with two
+    sets, pass `weights`.
 
     Example:
         >>> state = kerasdet.checkpoints.read("model_final_280758.pkl")
@@ -66,7 +67,7 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
 
 
 def looks_like_checkpoint(path: Path) -> bool:
-    """Tells by the first bytes of a file whether it has a format that `read` reads.
+    """Tells by the first bytes of a file whether it may be a checkpoint that `read` can read.
 
     Args:
         path: Path of the file.

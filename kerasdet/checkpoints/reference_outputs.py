@@ -30,8 +30,9 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         outputs: ``image``, (H, W, 3) uint8 RGB, and at least one output of the source framework for this image,
             resized by the framework's own rule. Possible outputs, with or without a batch axis of length 1, are the
             levels ``p3``, ... of the pyramid, (C, h, w); of dense heads, concatenated over all levels,
-            ``class_logits`` (R, K), ``box_deltas`` (R, 4) or ``box_distances`` (R, 4), ``centerness`` (R, 1); and the
-            detections ``boxes`` (D, 4) xyxy in pixels of the image, ``scores`` (D,) and ``labels`` (D,).
+            ``class_logits`` (R, K), or (R, 1 + K) with the background first for torchvision, ``box_deltas`` (R, 4) or
+            ``box_distances`` (R, 4), ``centerness`` (R, 1); and the detections ``boxes`` (D, 4) xyxy in pixels of the
+            image, ``scores`` (D,) and ``labels`` (D,), counted as the framework counts them.
         source: Name of the model in its framework, a key of `SOURCES`.
 
     Returns:
@@ -40,8 +41,8 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         `passed` tells whether the difference is within the tolerance.
 
     Raises:
-        UserError: If the model is not a detector, `source` is unknown, or `outputs` has no image, no known output, or
-            an output whose shape differs from that of the model's output.
+        UserError: If the model is not a detector, `source` is unknown, or `outputs` has no valid image, no known
+            output, or an output whose shape differs from that of the model's output.
     """
     if not is_detector(model):
         raise UserError(

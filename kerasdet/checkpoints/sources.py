@@ -20,7 +20,7 @@ from kerasdet.geometry.anchors import octave_sizes
 from kerasdet.geometry.coders import MAX_LOG_SCALE
 
 # Pixel statistics and resize rules
-TORCHVISION = {"rounding": "torchvision", "kernel": "bilinear"}  # mean and std are Preprocessing's own, RGB
+TORCHVISION = {"rounding": "torchvision", "kernel": "bilinear"}  # mean, std and RGB are the defaults of Preprocessing
 DETECTRON2 = {
     "mean": (103.53, 116.28, 123.675),
     "std": (1.0, 1.0, 1.0),
@@ -39,7 +39,7 @@ RTMDET_PREPROCESSING = {
     "letterbox_value": 114,
 }
 
-DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # pixel means of the first Detectron
+DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # pixel means of Detectron, the predecessor of detectron2, in BGR
 
 # Anchors of RetinaNet
 _ROUNDED_OCTAVES = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
@@ -56,7 +56,7 @@ MMDET_ANCHORS = {"sizes": octave_sizes(), "ratios_first": True}
 TORCHVISION_DENSE = {"clip_before_nms": True, "empty_boxes": "keep"}
 MMDET_DENSE = {"clip_before_nms": True, "empty_boxes": "drop_before_nms"}
 
-# Matching of mmdetection: a low-quality match belongs to the object that needs it, and padding is not matched.
+# mmdetection matches an anchor of low IoU to the object that has no better anchor, and ignores anchors in the padding.
 MMDET_MATCHER = {"low_quality_owner": "forcing", "padded_size_divisor": 32}
 MMDET_CODER = {"min_log_scale": -MAX_LOG_SCALE}
 
@@ -115,7 +115,8 @@ def mmdet_roi_heads(allow_low_quality_matches: bool) -> dict:
         allow_low_quality_matches: True for Mask R-CNN, False for Faster R-CNN.
 
     Returns:
-        The arguments by name; an argument that is an object is given as a dict of the object's arguments.
+        The arguments by name. An argument that is an object, such as `matcher`, is given as a dict of the object's
+        arguments.
     """
     return {
         "matcher": {
@@ -140,15 +141,15 @@ class Source:
         kind: Kind of model: "backbone", "retinanet", "fcos", "rtmdet", "ssd", "rpn" or "rcnn".
         backbone: Arguments of the class `backbone_class`.
         backbone_class: Class of the backbone: "ResNet", "CSPNeXt", "MobileNetV3" or "VGG".
-        neck: Arguments of `FPN`, or of RTMDet's `CSPNeXtPAFPN` or `SSDNeck`.
+        neck: Arguments of `FPN`, RTMDet's `CSPNeXtPAFPN` or `SSDNeck`.
         top: Arguments of `ConvTop`.
         anchors: Arguments of `AnchorGenerator`, or of SSD's `DefaultBoxes`.
-        coder: Arguments of RetinaNet's `DeltaCoder` or FCOS' `DistanceCoder`.
-        head: Arguments of `RetinaNetHead`, `FCOSHead`, `RTMDetHead` or `SSDHead`.
-        matcher: Arguments of `IoUMatcher`, `FCOSMatcher` or `DynamicSoftLabelAssigner`.
+        coder: Arguments of RetinaNet's `DeltaCoder`, or of the `DistanceCoder` of FCOS and RTMDet.
+        head: Arguments of `RetinaNetHead`, `FCOSHead` or `SSDHead`.
+        matcher: Arguments of RetinaNet's `IoUMatcher` or FCOS' `FCOSMatcher`.
         box_loss: Name of a class in `kerasdet.losses` and its arguments. None: the model's default.
         normalizer: Arguments of `LossNormalizer`. None: the model's default.
-        postprocessing: Arguments of a dense model's `Postprocessing`. None: the model's default.
+        postprocessing: Arguments of the `Postprocessing` of RetinaNet, FCOS or SSD. None: the model's default.
         rpn: Arguments of `RPN`. An argument that is an object is given as a dict of the object's arguments.
         roi_heads: Arguments of `RoIHeads` in the same form, without `branches`, which `mask` and `keypoint` describe.
         mask: Arguments of `MaskBranch`, or of RTMDet's `DynamicMaskBranch`. None: no masks.
@@ -158,8 +159,8 @@ class Source:
         background_first: Whether the first column of the class logits is the background.
         names: Maps kerasdet's names of layers to their names in the source, for layers that differ from
             `LAYERS[framework]`.
-        tied: Pairs of a regular expression and its replacement. If a file contains a tensor under several names, these
-            convert its other names to the name in `names`.
+        tied: Pairs of a regular expression and its replacement. If a file contains a tensor under several names, they
+            convert the other names to the name in `names`.
     """
 
     framework: str
@@ -340,8 +341,8 @@ def _mmdet_rcnn(depth, caffe, **parts):
     )
 
 
-# Size of RTMDet -> factors of its backbone's depth and width, the neck's channels and blocks, and the activation of
-# distances
+# Size of RTMDet -> factors of the backbone's depth and width, number of the neck's channels, number of its blocks per
+# stage, and the activation of distances
 RTMDET_SIZES = {
     "tiny": (0.167, 0.375, 96, 1, "linear"),
     "s": (0.33, 0.5, 128, 1, "linear"),

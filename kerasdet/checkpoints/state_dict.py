@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "blobs", "net", "network", "weights", "module", "params")
 _SWAPPED = {"state_dict", "ema_state_dict"}
 _AVERAGES = {"ema", "swa"}  # words in names of entries that hold running means
-_NOT_WEIGHTS = ("lr", "model_iter", "steps", "n_averaged")  # caffe2's solver, and counters of running means
+_NOT_WEIGHTS = ("lr", "model_iter", "steps", "n_averaged")  # state of caffe2's solver, and counters of running means
 _MAX_CONTAINERS = 4
-# Names that wrappers of models put before those of the model's own tensors; the first three occur inside names, too
+# Prefixes that wrappers of models add to the names of tensors; the first three also occur inside names
 _INNER_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _WRAPPERS = ("module.", "model.", "net.", "ema_model.", "model_ema.", "ema.", "ema_")
 
@@ -115,19 +115,19 @@ def class_names(contents: object) -> tuple[str, ...] | None:
     for source in (dataset if type(dataset) is dict else {}, meta):
         for key in ("classes", "CLASSES"):
             names = source.get(key)
-            names = [names] if type(names) is str else names  # ("cat") in a configuration is no tuple
+            names = [names] if type(names) is str else names  # ("cat") in a configuration is a string, not a tuple
             if type(names) in (list, tuple) and names and all(type(name) is str for name in names):
                 return tuple(names)
     return None
 
 
 def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict[str, object]:
-    """Removes the prefixes of names that wrappers of a model add in training.
+    """Removes the prefixes that wrappers of a model add to the names of tensors in training.
 
-    The function removes ``_orig_mod.`` and similar prefixes (`torch.compile`, FSDP, activation checkpointing) and, if
-    all names have the same one, a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or
-    ``ema_``. mmdetection 2 saves the running means under the plain names; tensors such as ``ema_backbone_conv1_weight``
-    are then left out.
+    The function removes ``_orig_mod.`` and similar prefixes (`torch.compile`, FSDP, activation checkpointing). If all
+    names share a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or ``ema_``, it removes
+    this prefix, too. Tensors such as ``ema_backbone_conv1_weight`` are left out: mmdetection 2 saves the running means
+    under the plain names, and the last weights under these names.
 
     Args:
         state: Objects by name.
@@ -177,8 +177,8 @@ def take_model(state: Mapping[str, object], needed: Sequence[str]) -> dict[str, 
         needed: Some names of the model's tensors, without prefix.
 
     Returns:
-        The objects whose names begin with the prefix, by their names without the prefix. If there is no such prefix,
-        all objects.
+        The objects whose names begin with the prefix, by their names without the prefix; all objects if there is no
+        such prefix.
 
     Raises:
         UserError: If several prefixes are possible.

@@ -22,7 +22,8 @@ DTYPES = {
 }
 FLOATS = ("float64", "float32", "float16")
 MAX_DIMS = 32
-# Contents may be larger than the file because of compression and expanded tensors; the limits allow for that.
+# Contents may be larger than their file, because of compression and expanded views. These limits allow for that, and
+# reject files that could fill the memory.
 _MAX_GROWTH = 16
 _HEADROOM = 64 * 2**20
 
@@ -35,7 +36,7 @@ class Storage:
         key: Name of the storage in the file.
         element: Type of the elements, a key of `DTYPES`.
         numel: Number of elements.
-        start: Index of the first element that tensors may use.
+        start: Index of the first element that tensors may use; not 0 only for views in the legacy format.
         length: Number of elements that tensors may use.
     """
 
@@ -53,7 +54,7 @@ class Tensor:
     Args:
         storage: The storage.
         element: Type of the elements, a key of `DTYPES`.
-        offset: Index of the first element in the storage.
+        offset: Index of the tensor's first element, counted from `Storage.start`.
         shape: Shape of the tensor.
         strides: Stride of each dimension, in elements.
     """

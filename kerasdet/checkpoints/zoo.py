@@ -49,7 +49,7 @@ class Weights:
     Args:
         name: Name in kerasdet, such as ``mmdet/retinanet_r50_fpn_1x``.
         box_ap: AP of boxes on COCO val2017 in percent. None for a backbone or a proposal network.
-        branch_ap: AP of masks or keypoints in percent. None if the model predicts neither.
+        branch_ap: AP of masks or keypoints on COCO val2017 in percent. None if the model predicts neither.
         megabytes: Size of the file in millions of bytes.
         url: URL of the file.
     """
@@ -139,7 +139,7 @@ def find(name: str) -> Weights:
     """Looks up published weights by name.
 
     Args:
-        name: Name of the zoo, such as ``torchvision/maskrcnn_resnet50_fpn_v2``.
+        name: Name in the zoo, such as ``torchvision/maskrcnn_resnet50_fpn_v2``.
 
     Returns:
         The description of the published file.

@@ -1,1 +1,1 @@
-"""Defines pure functions for boxes, anchors, matching, sampling, masks and keypoints."""
+"""Defines functions and classes without weights for boxes, anchors, matching, sampling, masks and keypoints."""

@@ -162,7 +162,7 @@ def centerness(distances: tf.Tensor) -> tf.Tensor:
         distances: (..., 4) as (t, l, b, r), from a point inside the box to the sides, in any unit.
 
     Returns:
-        The centerness, (...): 1 at the centre of the box and 0 on its sides; NaN for points outside the box.
+        The centerness, (...): 1 at the centre of the box and 0 on its sides.
     """
     before, after = tf.split(distances, 2, -1)  # (..., 2)
     return tf.sqrt(tf.reduce_prod(tf.minimum(before, after) / tf.maximum(before, after), -1))

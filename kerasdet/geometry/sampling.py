@@ -37,8 +37,8 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
         size: R, number of candidates in each image.
         seed: Seed of the training run.
         step: Scalar integer, the training step.
-        batch: ``boxes`` (B, M, 4) and optionally ``image_id`` (B,). With ids, an image gets the same numbers in every
-            batch and on every replica. Without ids, its position in the batch replaces the id.
+        batch: ``boxes`` (B, M, 4) and optionally ``image_id`` (B,). With ids, an image gets the same numbers in any
+            batch and on any replica. Without ids, its position in the batch replaces the id.
 
     Returns:
         The random numbers, (B, R) float32 in [0, 1).

@@ -1,4 +1,4 @@
-"""Layers and networks that detectors are built from."""
+"""Defines layers and networks that detectors are built from."""
 
 from kerasdet.layers.backbone import Backbone
 from kerasdet.layers.conv import ConvNorm, DepthwiseConvNorm

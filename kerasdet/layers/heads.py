@@ -185,7 +185,7 @@ def check_one_point(head: DenseHead, num_anchors: int) -> None:
 
 
 def predictor(filters: int, name: str, kernel_size: int = 3) -> ConvNorm:
-    """Makes the last convolution of a head, which predicts without norm and activation.
+    """Makes the last convolution of a head, without norm and activation.
 
     Args:
         filters: Number of output channels.

@@ -177,8 +177,8 @@ class Detector(Predictor, Trainer):
     ) -> None:
         """Writes a SavedModel whose endpoint `serve` detects objects in a batch (B, H, W, 3) of images of one size.
 
-        The endpoint returns padded detections, like `detect_batch`. For TF Serving use
-        `kerasdet.export.export_saved_model`: it writes a SavedModel with more signatures.
+        The endpoint takes float32 RGB images in 0..255 and returns padded detections, like `detect_batch`. For TF
+        Serving use `kerasdet.export.export_saved_model`: it writes a SavedModel with more signatures.
 
         Args:
             filepath: Folder of the SavedModel.

@@ -57,7 +57,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
     output_names = ("mask_probs", "mask_boxes")
     metric = "segm"
     convention = "mmdet"
-    _how_to_read_targets = "set CocoDataset.masks=True (Python: masks=True); Pascal VOC datasets have none"
+    _how_to_read_targets = "set CocoDataset.masks=True (Python: masks=True); Pascal VOC datasets have no masks"
 
     def __init__(
         self,
@@ -262,7 +262,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
             image_size: (B, 2) heights and widths of the images in the network's input, in pixels.
 
         Returns:
-            The masks, (B, D, S, S) probabilities.
+            The masks, (B, D, S, S) probabilities; S is 112 (`kerasdet.geometry.masks.CROP_SIZE`).
         """
         logits = self.mask_logits(outputs, points, squares)  # (B, D, h, w)
         rows, columns = (

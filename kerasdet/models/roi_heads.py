@@ -286,7 +286,9 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         }
 
     def compute_losses(self, outputs: Mapping, targets: Mapping) -> dict[str, tf.Tensor]:
-        """Computes the losses of the second stage, averaged over the sampled regions of all replicas.
+        """Computes the losses of the second stage.
+
+        The class and box losses are averaged over the sampled regions of all replicas; branches average their own.
 
         Args:
             outputs: Result of `call` on regions that were selected with ground truth.

@@ -37,7 +37,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         micro_batches: Number of micro-batches that a replica's batch is split into. They run one after the other to
             save memory, and their gradients are averaged. By default 1.
         xla: Whether XLA compiles the training step, which needs batches of a single shape. By default False.
-        data_wait: Total time in seconds that `fit` has waited for data.
+        data_wait: Total time in seconds that `fit` and `evaluate` have waited for data.
     """
 
     def __init__(self, loss_names: Sequence[str], **kwargs):
@@ -253,7 +253,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
                     )
 
     def _check_division(self, batch):
-        """Raises a ValueError unless the images divide evenly among replicas and their micro-batches."""
+        """Raises a ValueError if a replica gets no image, or a number that micro-batches cannot share evenly."""
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas == self.micro_batches == 1:
             return

@@ -189,7 +189,7 @@ def _class_findings(data, totals, model):
         found.append(
             Finding(
                 "problem",
-                f"The recipe is for {count(expected, 'class', 'classes')}, the data has {len(data.class_names)}.",
+                f"The recipe is for {count(expected, 'class', 'classes')}, but the data have {len(data.class_names)}.",
                 f"Set `NUM_CLASSES={len(data.class_names)}`.",
                 "classes",
             )

@@ -88,11 +88,13 @@ def test_bad_arguments_raise():
         WarmupMultiStep(0.02, [80, 60])
     with pytest.raises(ValueError, match=r"milestones are \[60, 60\]"):
         WarmupMultiStep(0.02, [60, 60])
-    with pytest.raises(ValueError, match="warmup is 'exponential'"):
+    with pytest.raises(ValueError, match=r"WarmupMultiStep\.warmup is 'exponential'"):
         WarmupMultiStep(0.02, [60], warmup="exponential")
-    with pytest.raises(ValueError, match="warmup_steps is -1"):
+    with pytest.raises(ValueError, match=r"WarmupCosine\.warmup_steps is -1"):
         WarmupCosine(0.02, 100, warmup_steps=-1)
-    with pytest.raises(ValueError, match="flat_steps is 100"):
+    with pytest.raises(ValueError, match=r"WarmupFlatCosine\.flat_steps is 100"):
         WarmupFlatCosine(0.02, 100, flat_steps=100)
-    with pytest.raises(ValueError, match="total_steps is 0"):
+    with pytest.raises(ValueError, match=r"WarmupCosine\.total_steps is 0"):
         WarmupCosine(0.02, 0)
+    with pytest.raises(ValueError, match=r"WarmupFlatCosine\.base_lr is -1"):
+        WarmupFlatCosine(-1, 100)
