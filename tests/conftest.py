@@ -12,11 +12,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: more threads would only wait for one another
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
-# Python's own thresholds collect garbage so often that it takes a twentieth of the time in which graphs are traced.
-gc.set_threshold(20_000, 20, 20)
-
 import numpy as np
 import pytest
+
+# Python's own thresholds collect garbage so often that it takes a twentieth of the time in which graphs are traced.
+gc.set_threshold(20_000, 20, 20)
 
 SHARED = Path(os.environ.get("KERASDET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
