@@ -13,11 +13,12 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from kerasdet import ResNet, evaluate, load
+from kerasdet import FPN, ResNet, evaluate, load
 from kerasdet.data import CocoDataset, Dataset, RandomFlip, ResizeShortestEdge
 from kerasdet.errors import UserError
 from kerasdet.evaluation import validation_losses
 from kerasdet.files import locked
+from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.keras_compat import average_pairs
 from kerasdet.layers import RetinaNetHead
 from kerasdet.losses import FocalLoss
@@ -37,9 +38,14 @@ def sgd():
 
 
 def detector(seed=0, **kwargs):
-    """Makes a RetinaNet on few plain convolutions, whose training step is traced fast."""
+    """Makes a RetinaNet of two levels on few plain convolutions, whose training step is traced fast."""
     keras.utils.set_random_seed(seed)
-    return tiny.detector(seed=seed, **{"backbone": tiny.PlainBackbone(norm="bn"), **kwargs})
+    parts = {
+        "backbone": tiny.PlainBackbone(norm="bn"),
+        "neck": FPN(("c4", "c5"), channels=16),
+        "anchors": AnchorGenerator(((32.0,), (64.0,)), levels=("p4", "p5")),
+    }
+    return tiny.detector(seed=seed, **{**parts, **kwargs})
 
 
 def run(out_dir, data, model=None, **kwargs):
@@ -64,6 +70,14 @@ def lines(out_dir, evaluations=False):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return tiny.shapes_data(tmp_path_factory.mktemp("shapes") / "data", num_images=5)
+
+
+@pytest.fixture
+def eager():
+    """Runs steps without a graph: to trace one takes longer than the few that a test runs."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +278,7 @@ def test_data_without_masks_or_keypoints_raises(tmp_path, data, data_with_parts)
     assert not out_dir.exists()
 
 
+@pytest.mark.usefixtures("eager")
 def test_model_takes_keypoint_names_of_the_data(tmp_path, data_with_parts):
     run(tmp_path, data_with_parts, model=tiny.rcnn(), steps=1)
     _, branch = load(tmp_path).branches
@@ -334,6 +349,7 @@ class Summary:
         self.summary = {"score": value}
 
 
+@pytest.mark.usefixtures("eager")
 def test_patience_stops_training_and_keeps_the_best_model(tmp_path, data):
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.9])
     validation = Validation(data, lambda model, data: Summary(next(scores)), patience=2)
@@ -347,6 +363,7 @@ def test_patience_stops_training_and_keeps_the_best_model(tmp_path, data):
     assert lines(tmp_path)[-1]["step"] == 4
 
 
+@pytest.mark.usefixtures("eager")
 def test_unknown_monitor_raises_after_the_first_evaluation(tmp_path, data):
     validation = Validation(data, lambda model, data: Summary(0.1), monitor="mAP")
     with pytest.raises(
@@ -371,12 +388,14 @@ def test_misspelt_monitor_raises_before_the_first_step(tmp_path, data, data_with
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eager")
 def test_metric_names_equal_those_of_an_evaluation(data_with_parts):
     for model in (detector(), tiny.rcnn()):
         found = {**evaluate(model, data_with_parts).summary, **validation_losses(model, data_with_parts)}
         assert list(found) == metric_names(evaluate, model, data_with_parts)
 
 
+@pytest.mark.usefixtures("eager")
 def test_nan_metric_warns_and_is_not_an_improvement(tmp_path, data, caplog):
     content = json.loads(data.annotations.read_text())
     empty = tmp_path / "empty.json"
@@ -494,6 +513,7 @@ def test_second_process_in_the_same_folder_raises(resumed, data):
     assert {path.name: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()} == files
 
 
+@pytest.mark.usefixtures("eager")
 def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     run(tmp_path, data, steps=1)
     run(tmp_path, data, steps=1)
@@ -514,6 +534,7 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
         run(tmp_path, data, steps=1, freeze=["neck"])
 
 
+@pytest.mark.usefixtures("eager")
 def test_frozen_layers_do_not_change_and_are_left_out_of_the_averages(tmp_path, data, recwarn):
     model = detector()
     before = {v.path: v.numpy() for v in model.variables}
@@ -591,6 +612,7 @@ def test_frozen_random_layers_raise(tmp_path, data, norm):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("eager")
 def test_freeze_by_name_allows_random_layers(tmp_path, data):
     model = frozen_detector(norm="bn", freeze_at=1)
     run(tmp_path, data, model=model, steps=1, freeze=["backbone/stem"])
@@ -598,6 +620,7 @@ def test_freeze_by_name_allows_random_layers(tmp_path, data):
     run(tmp_path, data, model=frozen_detector(norm="bn", freeze_at=1), steps=1, freeze=["backbone/stem"])
 
 
+@pytest.mark.usefixtures("eager")
 def test_frozen_pretrained_layers_train(tmp_path, data):
     model = frozen_detector(norm="frozen_bn", freeze_at=2)
     for variable in model.backbone.variables:
@@ -606,6 +629,7 @@ def test_frozen_pretrained_layers_train(tmp_path, data):
     run(tmp_path, data, model=model, steps=1)
 
 
+@pytest.mark.usefixtures("eager")
 def test_default_backbone_trains(tmp_path, data):
     model = detector(backbone=ResNet(18, stages=(1, 1, 1, 1), width=8))
     run(tmp_path, data, model=model, steps=1)
@@ -636,6 +660,7 @@ def test_sigterm_saves_then_exits(tmp_path, data, sigterm_handler, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is sigterm_handler
 
 
+@pytest.mark.usefixtures("eager")
 def test_sigterm_during_an_evaluation_exits_at_once(tmp_path, data, sigterm_handler):
     def evaluate(model, data):
         signal.raise_signal(signal.SIGTERM)
@@ -646,6 +671,7 @@ def test_sigterm_during_an_evaluation_exits_at_once(tmp_path, data, sigterm_hand
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step_00000001.keras"]
 
 
+@pytest.mark.usefixtures("eager")
 def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path, data, monkeypatch):
     save = resume.save
 
