@@ -22,7 +22,7 @@ import tiny
 from kerasdet.data import CocoDataset, RandomFlip, ResizeShortestEdge
 from kerasdet.training import Checkpointing, WarmupCosine, train
 
-STEPS = 60
+STEPS = 40
 # Calls of the operating system at which a run dies. The first two flushes and the first replacement of a process are
 # those of metrics.jsonl; each checkpoint has two flushes (file, folder) and one replacement.
 FAULTS = (
@@ -75,7 +75,7 @@ def run(annotations, out_dir, save_every):
     keras.utils.set_random_seed(0)
     optimizer = keras.optimizers.AdamW(WarmupCosine(2e-3, STEPS, 20), use_ema=True, ema_momentum=0.9)
     return train(
-        tiny.rcnn(branches=[]),
+        tiny.rcnn(backbone=tiny.PlainBackbone(features=("c2", "c3", "c4", "c5"), norm="bn"), branches=[]),
         CocoDataset(annotations),
         optimizer=optimizer,
         steps=STEPS,
