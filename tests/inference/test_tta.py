@@ -40,6 +40,14 @@ def keypoint_branches(model):
     return [branch for branch in model.branches if isinstance(branch, KeypointBranch)]
 
 
+@pytest.fixture
+def eager():
+    """Runs views without their graphs: to trace one takes longer than the few images of a test."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="module")
 def image():
     return batch()["image"][0, :96, :100]
@@ -93,6 +101,7 @@ def test_a_mirror_image_has_mirrored_detections(model, augmented, image):
     assert_close(found, mirrored)
 
 
+@pytest.mark.usefixtures("eager")
 def test_the_best_of_all_views_comes_first(augmented, image):
     sizes = (72, 96)
     views = [augmented(size, hflip=False).detect(image).scores[0] for size in sizes]
@@ -100,6 +109,7 @@ def test_the_best_of_all_views_comes_first(augmented, image):
     assert merged.scores[0] == pytest.approx(max(views), rel=1e-5)
 
 
+@pytest.mark.usefixtures("eager")
 def test_nms_runs_on_all_views_at_once(augmented, image):
     """The same view twice says nothing new; boxes without area, which nothing suppresses, may cost places."""
     once, twice = (padded(augmented(*[96] * n, hflip=False), image) for n in (1, 2))
@@ -109,6 +119,7 @@ def test_nms_runs_on_all_views_at_once(augmented, image):
         np.testing.assert_allclose(twice[name][0, :count], once[name][0, :count], rtol=1e-4, atol=2e-3, err_msg=name)
 
 
+@pytest.mark.usefixtures("eager")
 def test_masks_are_averaged_over_the_views(model, augmented, image):
     if not any("mask" in branch.name for branch in model.branches):
         pytest.skip("no masks")
@@ -162,6 +173,7 @@ def test_default_views_are_three_sizes_around_the_models_own(model):
     assert augmented.shortest == tuple(round(96 * factor) for factor in SCALES)
 
 
+@pytest.mark.usefixtures("eager")
 def test_hflip_of_keypoints_without_names_raises(image):
     model = MODELS["keypoint_rcnn"]()
     with pytest.raises(ValueError, match=r"2 keypoints have no names, .* give KeypointBranch keypoint_names"):
