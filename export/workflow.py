@@ -226,12 +226,13 @@ def _read_precision(path):
     """Returns the precision of an export, which the metadata of every format must contain."""
     export_format = format_of(path)
     metadata = export_format.read_metadata(Path(path))
-    if "precision" not in metadata:
+    precision, known = metadata.get("precision"), export_format.precisions
+    if precision not in known:
         raise VerificationError(
-            f"The metadata of {path} has no 'precision', so its tolerance is unknown: let `write` of format "
-            f"{export_format.name} add it, one of {', '.join(export_format.precisions)}."
+            f"The metadata of {path} has the precision {precision!r}, so its tolerance is unknown: expected one of "
+            f"{', '.join(known)}. Let `write` of format {export_format.name} add it as 'precision'."
         )
-    return metadata["precision"]
+    return precision
 
 
 def _describe(path):
