@@ -260,8 +260,9 @@ def _remedy(sides, tolerance):
             "In float32 only the order of additions may differ: in a format of your own, compare the input first (size "
             "of the resized image, padding, normalisation), else report it with this line as a bug of kerasdet."
         )
-    few_steps = "Models that were trained for a few steps differ most in 8 bits. " if tolerance is EIGHT_BITS else ""
-    return f"Use another precision. {few_steps}If the model is well trained, report it with this line as a bug of kerasdet."
+    few_steps = "Models that were trained for a few steps differ most in 8 bits. " * (tolerance is EIGHT_BITS)
+    bug = "If the model is well trained, report it with this line as a bug of kerasdet."
+    return f"Use another precision. {few_steps}{bug}"
 
 
 def _check_outputs(expected, found, subject):
