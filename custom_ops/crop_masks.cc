@@ -1,6 +1,6 @@
 // Computes the crops of masks to their boxes from run lengths: the covered fraction of each cell of a square grid.
 //
-// kerasdet.geometry.masks.crops_from_runs does the same arithmetic in the same order, so rounding is equal.
+// kerasdet.geometry.masks.crops_from_runs does the same arithmetic in the same order, so both round equally.
 
 #include <algorithm>
 #include <cmath>
@@ -13,7 +13,7 @@
 namespace kerasdet {
 namespace {
 
-// The runs of all objects, one after the other; a position counts the pixels before it, those of earlier objects included.
+// The runs of all objects, one after the other. A position is the number of pixels before it, over all objects.
 class Runs {
  public:
   Runs(const Tensor& runs, const Tensor& num_runs) {
@@ -34,7 +34,7 @@ class Runs {
 
   bool empty() const { return ends_.empty(); }
 
-  // Writes the covered pixels between neighbouring positions origin + edges[i], which ascend.
+  // Writes the number of covered pixels between neighbouring positions origin + edges[i], which are in ascending order.
   void Count(double origin, const std::vector<double>& edges, double* counts) const {
     const double first = origin + edges[0];
     size_t run = std::upper_bound(ends_.begin(), ends_.end(), first) - ends_.begin();
@@ -68,21 +68,21 @@ class CropMasks {
   explicit CropMasks(const Construction& attrs) : size_(attrs.Int("size")) {}
 
   void Compute(const Context& context) const {
-    if (size_ < 1 || size_ > 4096) throw InvalidArgument("A crop cannot have %lld cells.", static_cast<long long>(size_));
+    if (size_ < 1 || size_ > 4096) throw InvalidArgument("size is %lld: expected 1..4096.", static_cast<long long>(size_));
     const Tensor lengths = context.Input(0, "runs", {-1}), num_runs = context.Input(1, "num_runs", {-1});
     const Tensor boxes = context.Input(2, "boxes", {num_runs.dim(0), 4});
     const Tensor image_size = context.Input(3, "image_size", {2});
     const Tensor result = context.Output(0, TF_UINT8, {num_runs.dim(0), size_, size_});
     const Runs runs(lengths, num_runs);
     const double height = image_size.data<int32_t>()[0], width = image_size.data<int32_t>()[1];
-    std::vector<double> sum(size_, 0.0);  // of the covered lengths in all columns so far
+    std::vector<double> sum(size_, 0.0);  // covered length of each cell, summed over all columns so far
     int64_t columns = 0;
     for (int64_t i = 0; i < num_runs.dim(0); ++i) {
       const float* box = boxes.data<float>() + 4 * i;
       if (!(box[0] >= 0 && box[1] >= 0 && box[2] <= height && box[3] <= width && box[0] <= box[2] && box[1] <= box[3])) {
         throw InvalidArgument("Box %lld is not inside its image of %gx%g.", static_cast<long long>(i), height, width);
       }
-      if (runs.empty()) throw InvalidArgument("Objects have no runs.");
+      if (runs.empty()) throw InvalidArgument("runs is empty, but there are boxes: pass the runs of each object.");
       Crop(runs, i, box, height, width, &columns, &sum, result.data<uint8_t>() + i * size_ * size_);
     }
   }
@@ -93,7 +93,8 @@ class CropMasks {
     const std::vector<double> y = Edges(box[0], box[2], size_), x = Edges(box[1], box[3], size_);
     const double first = std::floor(static_cast<double>(box[1]));
     const auto number = static_cast<int64_t>(std::ceil(static_cast<double>(box[3])) - first);
-    // Each pixel column of the box is a row here: the covered length of each cell along y, and the sum of those before.
+    // Each pixel column of the box is a row of `covered`, the covered length of each cell along y, and of `before`, the sum
+    // of these lengths over the earlier columns.
     std::vector<double> covered((number + 1) * size_, 0.0), before((number + 1) * size_);
     for (int64_t j = 0; j < number; ++j) {
       const double origin = (static_cast<double>(object) * width + (static_cast<double>(j) + first)) * height;

@@ -1,4 +1,5 @@
-// Deformable convolution: samples all taps into the columns of a matrix, and computes the gradient of these.
+// Deformable convolution: samples the features at all taps into a matrix, the columns, and computes the gradients of this
+// step.
 //
 // TensorFlow multiplies the columns with the kernel. In the gradient of the input, each thread owns a range of channels,
 // so sums do not depend on the order of threads.
@@ -33,8 +34,8 @@ namespace {
 
 // The position of a sample.
 struct Point {
-  int64_t y, x;  // of the upper left cell
-  float dy, dx;  // from there
+  int64_t y, x;  // upper left of the four cells around it
+  float dy, dx;  // distance from the centre of that cell
   bool inside[4];
 
   float Weight(int corner) const { return (corner & 2 ? dy : 1 - dy) * (corner & 1 ? dx : 1 - dx); }
@@ -116,7 +117,7 @@ class Call {
     return corners;
   }
 
-  // Offset of a segment of a sample in the columns (groups, positions, taps, channels of a group).
+  // Returns the offset of a segment of a sample in the columns (groups, positions, taps, channels of a group).
   int64_t Column(int64_t position, int64_t tap, const Segment& segment) const {
     const int64_t row = (segment.group * positions() + position) * geometry_.taps() + tap;
     return row * group_channels() + segment.begin - segment.group * group_channels();
@@ -196,7 +197,7 @@ class DeformColumnsGrad {
         }
       }
     });
-    // A thread gets at least a cache line of channels, so that no two threads write to one line.
+    // A thread gets at least a cache line of channels, so that no two threads write to the same line.
     const int64_t lines = (call.channels() + 15) / 16, slices = std::min<int64_t>(threads.num_threads(), lines);
     const int64_t in_image = offsets.dim(1) * offsets.dim(2), image_size = x.dim(1) * x.dim(2) * x.dim(3);
     if (image_size == 0) return;
@@ -215,7 +216,7 @@ class DeformColumnsGrad {
   }
 
  private:
-  // The gradients of one tap's offsets and factors, and its columns.
+  // Computes the gradients of one tap's offsets and mask factors, and its columns.
   void ToOffsets(const Call& call, int64_t position, int64_t tap, const float* upstream, float* columns,
                  float* doffsets, float* dmask) const {
     for (size_t i = 0; i < call.segments().size();) {

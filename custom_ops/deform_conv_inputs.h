@@ -37,7 +37,7 @@ class Geometry {
   bool masked_;
 };
 
-// The inputs of a call; their shapes have been checked.
+// The inputs of a call. The constructor checks their shapes.
 struct DeformConvInputs {
   const Tensor x, offsets, mask;
 

@@ -19,7 +19,7 @@ inline void Sample(const Corners& corners, int64_t begin, int64_t end, float* sa
   for (; c < end; ++c) sample[c - begin] = Interpolate<Narrow>(corners, c);
 }
 
-// Does the same, and adds to `dots` the product of each corner with the gradient of the sample.
+// Writes the channels begin..end of a sample, and adds the dot product of each corner with the gradient to `dots`.
 inline void SampleAndDot(const Corners& corners, const float* gradient, int64_t begin, int64_t end, float* sample,
                          float* dots) {
   Wide::V sums[4] = {Wide::Zero(), Wide::Zero(), Wide::Zero(), Wide::Zero()};

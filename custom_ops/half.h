@@ -50,7 +50,7 @@ inline void FromFloat(float value, Half* result) {
   if (rest > 0x7f800000u) {
     half = 0x7e00u;  // NaN
   } else if (rest >= 0x477ff000u) {
-    half = 0x7c00u;  // infinite, or rounded to that
+    half = 0x7c00u;  // infinity, or a value that rounds to infinity
   } else if (rest >= 0x38800000u) {
     const uint32_t shifted = rest - 0x38000000u;
     half = (shifted + 0xfffu + (shifted >> 13 & 1u)) >> 13;

@@ -11,7 +11,7 @@ Isa Find() {
   const char* asked = std::getenv("KERASDET_ISA");
   const auto at_most = [asked](const char* name) { return asked != nullptr && std::strcmp(asked, name) == 0; };
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // all of these have F16C
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // such processors have F16C, too
   if (!avx2 || at_most("base")) return Isa::kBase;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");

@@ -5,7 +5,7 @@ namespace kerasdet {
 
 enum class Isa { kBase, kAvx2, kAvx512 };
 
-// Returns the best set of this processor. The environment variable KERASDET_ISA ("base", "avx2") limits it.
+// Returns the best instruction set of this processor. The environment variable KERASDET_ISA ("base", "avx2") sets a limit.
 Isa BestIsa();
 
 }  // namespace kerasdet

@@ -16,7 +16,8 @@
 
 namespace kerasdet {
 
-// A user's mistake, raised as tf.errors.InvalidArgumentError. (std::string would need a newer libstdc++ or glibc.)
+// A user's mistake, which Python gets as tf.errors.InvalidArgumentError. (std::string would need a newer libstdc++ or
+// glibc.)
 class InvalidArgument : public std::exception {
  public:
   __attribute__((format(printf, 2, 3))) explicit InvalidArgument(const char* format, ...) {
@@ -131,7 +132,7 @@ class Buffer {
   T* data_;
 };
 
-// Counts the values of a shape; throws if they are too many for their bytes to be counted.
+// Returns the number of values of a shape; throws if a dimension is negative or there are more than 2**48 values.
 inline int64_t CheckedSize(std::initializer_list<int64_t> shape, const char* what) {
   int64_t size = 1;
   for (const int64_t dim : shape) {
@@ -217,7 +218,7 @@ class Context {
   TF_OpKernelContext* context_;
 };
 
-// Runs `body` and passes exceptions to `fail(status)`.
+// Runs `body`; converts an exception to a status and passes it to `fail(status)`.
 template <class Body, class Fail>
 void Guarded(const Body& body, const Fail& fail) {
   const auto report = [&](TF_Code code, const char* message) {
@@ -236,7 +237,7 @@ void Guarded(const Body& body, const Fail& fail) {
   }
 }
 
-// Declares an op to TensorFlow. Python sets static shapes, because it knows the attributes.
+// Registers an op with unknown output shapes. The Python functions that call the op set static shapes.
 inline void RegisterOp(const char* name, std::initializer_list<const char*> inputs,
                        std::initializer_list<const char*> outputs, std::initializer_list<const char*> attrs) {
   TF_OpDefinitionBuilder* builder = TF_NewOpDefinitionBuilder(name);

@@ -1,7 +1,7 @@
-// Pastes predicted masks (S, S) into their boxes, as bitmaps of the image or directly as COCO's run-length code.
+// Pastes predicted masks (S, S) into their boxes, as bitmaps of the image or directly as COCO's run-length encoding.
 //
-// A mask is interpolated along y for all its columns, then along x pixel by pixel. kerasdet.geometry.masks has the same
-// order, so rounding is equal. The two conventions differ in where a pixel samples the mask, and in whether a value at
+// A mask is interpolated along y for all its columns, then along x pixel by pixel. kerasdet.geometry.masks uses the same
+// order, so both round equally. The two conventions differ in where a pixel samples the mask, and in whether a value at
 // the threshold belongs to the object.
 
 #include <algorithm>
@@ -19,12 +19,12 @@
 namespace kerasdet {
 namespace {
 
-constexpr float kFar = 1 << 28;  // pixels
+constexpr float kFar = 1 << 28;  // pixels; boxes with coordinates beyond it have an empty mask
 
-// The pixels of a box along one axis, and for each the two cells of the mask between which it samples.
+// The pixels of a box along one axis, and for each pixel the two cells of the mask between which it is interpolated.
 struct Axis {
   int64_t start = 0, stop = 0;
-  std::vector<int32_t> first;  // cell 0 is a zero before the mask
+  std::vector<int32_t> first;  // index of the first of the two cells; cell 0 is a zero before the mask
   std::vector<float> weight, next_weight;
 
   void Find(float low, float high, int64_t limit, int64_t num_cells, bool torchvision) {
@@ -122,7 +122,7 @@ class Placed {
     line_.resize(padded_);
   }
 
-  // A row of the box, in cells of the mask along x.
+  // Returns a pixel row of the box, interpolated along y; its values are cells of the mask along x.
   const float* Row(int64_t i) {
     const float* a = cells_.data() + y.first[i] * padded_;
     KERASDET_DISPATCH(Blend(a, y.weight[i], a + padded_, y.next_weight[i], padded_, line_.data()));
@@ -147,7 +147,7 @@ void Paint(const Masks& masks, Placed* placed, unsigned char* image) {
   }
 }
 
-// Encodes masks, one after the other.
+// Encodes masks one at a time, and reuses its memory.
 class Encoder {
  public:
   std::vector<uint8_t> Encode(const Masks& masks, Placed* placed) {
@@ -191,7 +191,8 @@ class Encoder {
     }
   }
 
-  // Begins a run of pixels inside or outside, counted down the columns.
+  // Begins a run inside or outside the mask at a pixel, unless such a run is already open. Pixels are counted down the
+  // columns.
   void Become(bool inside, int64_t pixel) {
     if (inside == inside_) return;
     counts_.push_back(pixel - last_);
@@ -199,8 +200,8 @@ class Encoder {
     inside_ = inside;
   }
 
-  // A character minus "0" has six bits: five bits of the number, low ones first, and one that is set if more follow.
-  // From the fourth number on, it is the difference to the run two places before.
+  // A character minus "0" has six bits: five bits of a number, the lowest first, and one bit that is set if more
+  // characters follow. From the fourth run on, the number is the difference from the run two places before.
   std::vector<uint8_t> Compressed() const {
     std::vector<uint8_t> code;
     for (size_t i = 0; i < counts_.size(); ++i) {

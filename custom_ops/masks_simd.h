@@ -3,7 +3,7 @@
 namespace kerasdet {
 namespace KERASDET_ISA {
 
-// Adds two weighted lines of values; `count` is a multiple of the width of a vector.
+// Adds two weighted lines of values; `count` is a multiple of the vector width.
 inline void Blend(const float* a, float weight_a, const float* b, float weight_b, int64_t count, float* result) {
   for (int64_t i = 0; i < count; i += Wide::kWidth) {
     const auto first = Wide::Set(weight_a) * Wide::Load(a + i);
@@ -11,7 +11,7 @@ inline void Blend(const float* a, float weight_a, const float* b, float weight_b
   }
 }
 
-// Sets a bit for each sum that belongs to the object; `count` is a multiple of 64.
+// Adds two weighted lines, and sets a bit for each sum that belongs to the object; `count` is a multiple of 64.
 inline void BlendToBits(const float* a, float weight_a, const float* b, float weight_b, int64_t count, float threshold,
                         bool or_equal, uint64_t* bits) {
   const auto limit = Wide::Set(threshold);

@@ -1,7 +1,7 @@
 // Greedy non-maximum suppression of every image of a batch, over all boxes or per class.
 //
-// Boxes are visited by descending score, the first of equal ones first, and compared with the kept boxes of their class.
-// Usually few boxes are needed, so they are not all sorted: a histogram of scores locates the best ones.
+// Boxes are visited by descending score (the first box first if scores are equal), and compared with the kept boxes of
+// their class. Usually few boxes are needed, so they are not all sorted: a histogram of scores finds the best ones.
 
 #include <algorithm>
 #include <cmath>
@@ -20,7 +20,7 @@ struct Box {
   float y1, x1, y2, x2, area;
 };
 
-// Kept boxes of one class, padded with empty ones.
+// Kept boxes of one class, padded with empty boxes.
 struct KeptBlock {
   static constexpr int kSize = 16;
   float y1[kSize], x1[kSize], y2[kSize], x2[kSize], area[kSize], share_of_area[kSize];
@@ -58,7 +58,7 @@ class KeptBoxes {
  private:
   struct Chain {
     int32_t first, last;
-    int used;  // of the last block
+    int used;  // number of boxes in the last block
   };
   std::vector<Chain> chains_;
   std::vector<KeptBlock> blocks_;
@@ -116,7 +116,7 @@ void Sort(std::vector<Candidate>* candidates, std::vector<Candidate>* scratch) {
   }
 }
 
-// Renumbers the classes of an image 0, 1 ...
+// Maps the class ids of an image to numbers from 0.
 class ClassNumbers {
  public:
   ClassNumbers(const int32_t* ids, int64_t count) : ids_(ids) {
@@ -206,7 +206,7 @@ class ImageNms {
   }
 
  private:
-  // Collects the boxes with keys in [low, high]. NaN is above no threshold.
+  // Collects the boxes above the threshold with keys in [low, high]. A NaN score is never above the threshold.
   void Collect(float score_threshold, uint32_t low, uint32_t high) {
     candidates_.clear();
     for (int64_t i = 0; i < count_; ++i) {

@@ -22,7 +22,7 @@ struct NmsOptions {
   }
 };
 
-// The inputs of a call, whose shapes have been checked, and its outputs.
+// The inputs of a call and its outputs. The constructor checks the shapes of the inputs.
 struct NmsCall {
   const Tensor boxes, scores, class_ids, indices, counts;
 

@@ -5,9 +5,9 @@ namespace KERASDET_ISA {
 
 // Returns whether a box overlaps any box in a chain of blocks by more than the threshold.
 //
-// shared / (area + other area - shared) > threshold is the same as shared > share * (area + other area), with share =
-// threshold / (1 + threshold). The second form needs no division but is inexact. It is therefore a filter with a slightly
-// smaller share, and boxes that pass it are divided exactly.
+// shared / (area + other area - shared) > threshold is equivalent to shared > share * (area + other area), with share =
+// threshold / (1 + threshold). The second form needs no division but is inexact. It is therefore used with a slightly
+// smaller share as a filter, and the exact form decides about boxes that pass.
 inline bool Overlaps(const KeptBlock* blocks, int32_t block, const Box& box, float threshold, float share) {
   using V = Wide::V;
   const V y1 = Wide::Set(box.y1), x1 = Wide::Set(box.x1), y2 = Wide::Set(box.y2), x2 = Wide::Set(box.x2);
@@ -27,7 +27,7 @@ inline bool Overlaps(const KeptBlock* blocks, int32_t block, const Box& box, flo
   return false;
 }
 
-// Takes boxes by descending score and appends the indices of those that are kept to `kept`, at most `most`.
+// Visits boxes, sorted by descending score, until `most` are kept. Adds these boxes to `kept` and their indices to `places`.
 inline void Suppress(const Box* boxes, const int32_t* classes, int64_t count, float threshold, int64_t most,
                      KeptBoxes* kept, std::vector<int32_t>* places) {
   const float share = threshold / (1 + threshold) * (1 - 1e-6f);

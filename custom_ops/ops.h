@@ -1,4 +1,4 @@
-// Registers the ops, each defined in a file of its name, and their kernels.
+// Registers the ops and their kernels. The file of the same name defines each op.
 #pragma once
 
 namespace kerasdet {
@@ -10,7 +10,7 @@ void RegisterMasks();
 void RegisterResize();
 void RegisterCropMasks();
 
-// Registers the GPU kernels if there are a driver and compiled kernels.
+// Registers the GPU kernels. Call these functions only if there are a driver and compiled kernels (see library.cc).
 void RegisterNmsOnGpu();
 void RegisterRoiAlignOnGpu();
 void RegisterDeformConvOnGpu();

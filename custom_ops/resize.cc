@@ -1,7 +1,7 @@
 // Resizes RGB images in the fixed-point arithmetic of Pillow or OpenCV, or computes only a window of the resized image.
 //
-// Columns come before rows, as in both libraries. Weights are those of kerasdet/ops/resize.py, computed with the same
-// operations in the same precision, so results are equal.
+// The horizontal pass comes first, as in both libraries. Weights are computed with the same operations and in the same
+// precision as in kerasdet/ops/resize.py, so results are equal.
 
 #include <algorithm>
 #include <cmath>
@@ -18,9 +18,9 @@
 namespace kerasdet {
 namespace {
 
-constexpr int32_t kPrecision = 22;  // bits behind the binary point of Pillow's weights
-constexpr int64_t kRows = 32;       // of a part that one thread computes
-constexpr int64_t kPadding = 64;    // bytes that the hot loops may read and write behind a row
+constexpr int32_t kPrecision = 22;  // fractional bits of Pillow's weights
+constexpr int64_t kRows = 32;       // rows per task of a thread
+constexpr int64_t kPadding = 64;    // bytes that the hot loops may read and write past the end of a row
 
 int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -125,7 +125,7 @@ void ResizeAsPillow(const Job& job, const ThreadPool& threads) {
   });
 }
 
-// OpenCV takes means of 2x2 pixels at exactly half the size.
+// If the new size is exactly half the old one, OpenCV computes means of 2x2 pixels.
 void HalveAsOpenCv(const Job& job, const ThreadPool& threads) {
   threads.For(job.rows(), kRows, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {

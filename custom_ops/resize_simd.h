@@ -6,7 +6,7 @@ namespace KERASDET_ISA {
 typedef int32_t Ints4 __attribute__((vector_size(16)));
 typedef int32_t Ints8 __attribute__((vector_size(32)));
 
-// Loads the three values of a pixel, and a fourth that is not used. Stores all four as bytes.
+// Load the three values of a pixel and an unused fourth value, and store all four as bytes.
 #if defined(KERASDET_AVX2)
 inline Ints4 LoadPixel(const uint8_t* p) {
   int32_t bytes;
@@ -25,7 +25,7 @@ inline void StoreBytes(uint8_t* p, Ints4 values) {
 }
 #endif
 
-// The same for eight values.
+// Load and store eight values as bytes.
 #if defined(KERASDET_AVX2)
 inline Ints8 LoadBytes(const uint8_t* p) {
   return (Ints8)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -48,7 +48,7 @@ inline Ints8 LoadInts(const int32_t* p) {
   return values;
 }
 
-// Sums `kTaps` weighted pixels of a row for each output pixel; 0 stands for `taps`. Weights beyond the last pixel are 0.
+// Sums `kTaps` weighted pixels of a row (`taps` if kTaps is 0) for each output pixel. Weights past the last pixel are 0.
 template <int kTaps>
 inline void SumPixels(const uint8_t* row, const int32_t* first, const int32_t* weights, int64_t taps, int64_t width,
                       int32_t precision, uint8_t* result) {
@@ -81,8 +81,8 @@ inline void SumPixels(const uint8_t* row, const int32_t* first, const int32_t* w
   }
 }
 
-// Sums the weighted pixels of a row for each output pixel. The row has room for `taps` pixels more, the result for four
-// bytes more.
+// Sums the weighted pixels of a row for each output pixel. The row must have room for `taps` more pixels, and the result
+// for four more bytes.
 inline void SumPixels(const uint8_t* row, const int32_t* first, const int32_t* weights, int64_t taps, int64_t width,
                       int32_t precision, uint8_t* result) {
   const auto sum = taps == 2 ? SumPixels<2> : taps == 3 ? SumPixels<3> : SumPixels<0>;
@@ -101,14 +101,14 @@ inline void SumRows(const uint8_t* rows, int64_t stride, int64_t count, const in
   }
 }
 
-// Sums weighted rows; `size` is a multiple of 8. The result has room for `size` bytes.
+// Sums weighted rows; `size` is a multiple of 8. The result must have room for `size` bytes.
 inline void SumRows(const uint8_t* rows, int64_t stride, int64_t count, const int32_t* weights, int64_t size,
                     int32_t precision, uint8_t* result) {
   const auto sum = count == 2 ? SumRows<2> : count == 3 ? SumRows<3> : SumRows<0>;
   sum(rows, stride, count, weights, size, precision, result);
 }
 
-// Blends two pixels of a row for each output pixel, in 1/2048; `result` has room for an int more.
+// Blends two pixels of a row for each output pixel, with weights in 1/2048; `result` must have room for one more int.
 inline void BlendPixels(const uint8_t* row, const int32_t* first, const int32_t* second, const int32_t* weights,
                         int64_t width, int32_t* result) {
   for (int64_t x = 0; x < width; ++x) {

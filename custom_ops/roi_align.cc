@@ -19,12 +19,13 @@
 namespace kerasdet {
 namespace {
 
-constexpr int64_t kStreamFrom = 4 << 20;       // bytes of a result that bypass the caches
-constexpr int64_t kBinsAtOnce = 1 << 20;       // bins that are planned at once
-constexpr int64_t kBinsOfPart = 1024;          // bins per part of a thread
-constexpr int64_t kValuesOfPart = 256 << 10;
+constexpr int64_t kStreamFrom = 4 << 20;       // results of at least this many bytes bypass the caches
+constexpr int64_t kBinsAtOnce = 1 << 20;       // bins per plan, which bounds its memory
+constexpr int64_t kBinsOfPart = 1024;          // bins per task of a thread
+constexpr int64_t kValuesOfPart = 256 << 10;   // values per task of a thread
 
-// Calls body(plan, image, first box) for all boxes (batch, per_image, 4), for some boxes of one image at a time.
+// Plans all boxes (batch, per_image, 4), some boxes of one image at a time, and calls body(plan, image, index of the first
+// box) for each plan.
 template <class Body>
 void ForPlans(const RoiOptions& options, const std::vector<Map>& maps, const float* boxes, int64_t batch,
               int64_t per_image, int64_t cell_bytes, const ThreadPool& threads, const Body& body) {
@@ -134,7 +135,7 @@ class RoiAlignGrad {
  private:
   void Spread(const Tensor& boxes, const T* upstream, int64_t batch, int64_t per_image, int64_t channels,
               const std::vector<Map>& maps, const std::vector<float*>& sums, const ThreadPool& threads) const {
-    // A thread gets at least a cache line of channels, so that no two threads write to one line.
+    // A thread gets at least a cache line of channels, so that no two threads write to the same line.
     const int64_t lines = (channels + 15) / 16, slices = std::min<int64_t>(threads.num_threads(), lines);
     const auto spread = [&](const Plan& plan, int64_t image, int64_t number) {
       std::vector<float*> of_image;

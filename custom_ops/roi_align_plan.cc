@@ -6,9 +6,9 @@
 namespace kerasdet {
 namespace {
 
-constexpr int64_t kTileBytes = 16 << 10;  // about this much of a map stays in the smallest cache
-constexpr int64_t kTilesAcross = 1024;    // at most
-constexpr int64_t kRegionsOfPart = 64;    // that a thread takes
+constexpr int64_t kTileBytes = 16 << 10;  // a tile of about this size stays in the smallest cache
+constexpr int64_t kTilesAcross = 1024;    // largest number of tiles along a side of a map
+constexpr int64_t kRegionsOfPart = 64;    // regions per task of a thread
 
 // Spreads the bits of a 16-bit number to the even positions.
 uint32_t Spaced(uint32_t x) {
@@ -20,7 +20,7 @@ uint32_t Spaced(uint32_t x) {
 
 float Finite(float x) { return std::isfinite(x) ? x : 0.0f; }
 
-// Like the Python code: an exact logarithm, the rest in float32. (log2 of doubles would need a newer glibc.)
+// As in kerasdet/ops/levels.py, the logarithm is exact and the rest is float32. (log2 of doubles would need a newer glibc.)
 int LevelOf(const RoiOptions& options, const float* box) {
   const float ratio = std::sqrt((box[2] - box[0]) * (box[3] - box[1])) / options.canonical_size + 1e-8f;
   const float log2 = static_cast<float>(std::log(static_cast<long double>(ratio)) / std::log(2.0L));
@@ -30,7 +30,7 @@ int LevelOf(const RoiOptions& options, const float* box) {
   return static_cast<int>(std::min(std::max(above, 0.0f), static_cast<float>(options.scales.size() - 1)));
 }
 
-// Returns the size of a bin in lines, rounded up, at most the number of lines of the map: further samples lie outside.
+// Returns the number of samples per bin: the size of a bin in lines, rounded up, but at most the number of lines of the map.
 int64_t SamplesOf(const RoiOptions& options, float size, int64_t bins, int64_t limit) {
   if (limit == 0) return 0;
   if (options.sampling_ratio > 0) return options.sampling_ratio;
@@ -63,7 +63,7 @@ void Lines::Find(float start, float size, int64_t bins, int64_t samples, int64_t
 void Lines::Add(int32_t index, float weight) {
   if (weight == 0) return;
   const int64_t size = static_cast<int64_t>(lines_.size());
-  const int64_t first = std::max<int64_t>(begins_.back(), size - 3);  // positions are in order
+  const int64_t first = std::max<int64_t>(begins_.back(), size - 3);  // samples are in order: only recent lines can be equal
   for (int64_t i = size - 1; i >= first; --i) {
     if (lines_[i].index == index) {
       lines_[i].weight += weight;

@@ -2,7 +2,7 @@
 //
 // The samples of a bin lie on a grid, so a bin is a weighted sum over the cells of some rows and some columns; samples
 // that share a cell share a tap. Bins of all boxes are ordered by the small tile of the map that they lie on, and tiles
-// by a Z-order curve: neighbouring bins run soon after one another, which suits every level of the cache.
+// by a Z-order curve. Neighbouring bins are therefore computed soon after one another, which suits all levels of caches.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Map {
 
 // Properties that all boxes of a call share.
 struct RoiOptions {
-  std::vector<float> scales;  // of the levels
+  std::vector<float> scales;  // cells per pixel of each level
   int64_t output_height, output_width, sampling_ratio, lowest_level;
   bool aligned;
   float canonical_size, canonical_level, level_epsilon;
@@ -57,7 +57,7 @@ class Lines {
   int64_t most_ = 0;
 };
 
-// Some boxes of one image.
+// The plan for some boxes of one image.
 class Plan {
  public:
   // Boxes (count, 4); `cell_bytes` is the size of a cell of the maps.

@@ -10,7 +10,7 @@ constexpr int kVectorsAtOnce = 8;
 #endif
 constexpr int64_t kBlock = kVectorsAtOnce * Wide::kWidth;
 
-// `kVectors` vectors of channels of one bin; to stream is to write past the caches.
+// Sums the taps of one bin for `kVectors` vectors of channels. With `kStream`, writing bypasses the caches.
 template <class Lane, int kVectors, bool kStream, class T>
 inline void SumTaps(const T* map, const Tap* taps, int64_t count, T* bin) {
   typename Lane::V sums[kVectors];

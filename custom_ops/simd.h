@@ -1,6 +1,6 @@
 // Vector types of one instruction set, in a namespace of its name. Only simd_each.h includes this file.
 //
-// `Wide` and `Narrow` have the same functions: `Wide` on full vectors, `Narrow` on single values for the remainder.
+// `Wide` works on full vectors. `Narrow` has the functions that loops need for the remaining single values.
 
 namespace kerasdet {
 namespace KERASDET_ISA {

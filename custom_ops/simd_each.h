@@ -1,7 +1,7 @@
 // Compiles KERASDET_SIMD_FILE once for each instruction set, in the namespaces `base`, `avx2` and `avx512`.
 //
 // The file holds the hot loops and includes nothing: everything that it uses must have been included before. Otherwise
-// inline functions of a library would be compiled for a processor that the machine may not have.
+// inline functions of a library would be compiled with instructions that the processor may not have.
 
 #include <cstdint>
 #include <cstring>
@@ -42,7 +42,7 @@
 #undef KERASDET_AVX512
 #undef KERASDET_AVX2
 
-// Calls a function of the best namespace that this processor supports.
+// Calls a function in the namespace of the best instruction set that this processor supports.
 #define KERASDET_DISPATCH(...)                                           \
   (::kerasdet::BestIsa() == ::kerasdet::Isa::kAvx512 ? avx512::__VA_ARGS__ \
    : ::kerasdet::BestIsa() == ::kerasdet::Isa::kAvx2 ? avx2::__VA_ARGS__   \

@@ -1,6 +1,7 @@
-// Finds TensorFlow's thread pool, which the C API does not offer. An exported symbol of OpKernelContext returns it; its
-// layout is the same in TensorFlow 2.15 to 2.21. Only this file knows the layout. If the symbol is missing, or if its
-// result is implausible, loops run on own threads. This can go when the C API gives access to the pool.
+// Finds TensorFlow's thread pool, to which the C API gives no access. An exported function of OpKernelContext returns it;
+// the layout of its classes is the same in TensorFlow 2.15 to 2.21, and only this file depends on it. If the function is
+// missing, or if its result is implausible, loops run on threads that this file starts. Remove this workaround when the C
+// API gives access to the pool.
 
 #include "thread_pool.h"
 
@@ -42,8 +43,8 @@ struct EigenThreadPoolDevice {
 
 constexpr int kMaxThreads = 4096;
 
-// A loop that threads take parts of. A task may start after all parts are done, so the last one to let go deletes it.
-// (std::shared_ptr would ask for a glibc of 2.32.)
+// A loop whose parts several threads take. A thread may start after all parts are done, so the last thread that releases
+// the loop deletes it. (std::shared_ptr would need glibc 2.32.)
 class Loop {
  public:
   Loop(int64_t count, int64_t chunk, int64_t most_threads, const std::function<void(int64_t, int64_t)>* body)
@@ -76,7 +77,7 @@ class Loop {
     pthread_mutex_unlock(&mutex_);
   }
 
-  // Waits for the parts that were taken, which are being worked on, and returns whether memory ran out.
+  // Waits until all parts are done, and returns whether memory ran out.
   bool Wait() {
     pthread_mutex_lock(&mutex_);
     while (num_done_ < num_parts_) pthread_cond_wait(&finished_, &mutex_);
@@ -120,7 +121,7 @@ void StartThread(Loop* loop) {
   if (pthread_create(&thread, nullptr, work, loop) == 0) {
     pthread_detach(thread);
   } else {
-    loop->LetGo();  // the others do its part
+    loop->LetGo();  // the other threads do its parts
   }
 }
 

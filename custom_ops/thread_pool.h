@@ -1,4 +1,4 @@
-// Loops over TensorFlow's intra-op threads.
+// Runs loops on TensorFlow's intra-op threads.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +8,15 @@ struct TF_OpKernelContext;
 
 namespace kerasdet {
 
-// The threads that TensorFlow gives a CPU kernel, or own threads if TensorFlow's are not accessible.
+// The threads that TensorFlow gives a CPU kernel, or newly started threads if TensorFlow's are not accessible.
 class ThreadPool {
  public:
   explicit ThreadPool(TF_OpKernelContext* context);
 
   int num_threads() const { return num_threads_; }
 
-  // Calls body(begin, end) for parts of 0..count of at most `chunk` each. A body must not
-  // depend on the thread that runs a part. Rethrows std::bad_alloc; a body must throw nothing else.
+  // Calls body(begin, end) for parts of 0..count of at most `chunk` each. The result must not depend on the thread that
+  // runs a part. Rethrows std::bad_alloc; `body` must throw nothing else.
   void For(int64_t count, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) const;
 
  private:

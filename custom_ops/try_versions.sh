@@ -3,7 +3,8 @@
 #
 #   custom_ops/try_versions.sh [FOLDER [VERSION ...]]
 #
-# FOLDER keeps the environments for later runs. PYTHON names an interpreter that all versions support.
+# FOLDER stores the environments for later runs (default: kerasdet-versions in the temporary folder). PYTHON names an
+# interpreter that all versions support (default: python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(realpath -m "${1:-${TMPDIR:-/tmp}/kerasdet-versions}")

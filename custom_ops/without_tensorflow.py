@@ -40,8 +40,8 @@ class Library:
 
     Args:
         stand_in: Library that provides the functions of TensorFlow's C API which the ops call.
-        scratch: Allocates scratch memory: takes a number of bytes and returns an address on the device. The memory must
-            stay valid until the work of the next call begins. None allocates host memory.
+        scratch: Function that takes a number of bytes, allocates scratch memory on the device and returns its address.
+            The memory must stay valid until the work of the next call begins. None allocates host memory.
     """
 
     def __init__(self, stand_in: ctypes.CDLL, scratch: Callable[[int], int] | None = None) -> None:
@@ -54,10 +54,13 @@ class Library:
         """Creates a kernel of the op `Kerasdet>name`.
 
         Args:
-            name: Name of the op without its prefix, like "Nms".
+            name: Name of the op without its prefix, such as "Nms".
             device: "CPU" or "GPU".
             dtype: The op's data type, a key of `TYPES`.
             **attributes: The op's attributes: ints, floats, bools or lists of floats.
+
+        Returns:
+            The kernel.
 
         Raises:
             ValueError: If no such kernel is registered, or if the kernel rejects an attribute.
@@ -85,8 +88,8 @@ class Op:
         """Returns a function that runs the kernel and raises a ValueError if the kernel reports an error.
 
         Args:
-            inputs: NumPy arrays or PyTorch tensors.
-            outputs: Arrays or tensors that the kernel writes to.
+            inputs: NumPy arrays or PyTorch tensors, on the kernel's device.
+            outputs: Arrays or tensors that the kernel writes to, on the kernel's device.
             stream: Address of the CUDA stream; 0 is the default stream.
         """
         error, function = ctypes.create_string_buffer(512), self.library.functions.fake_call
@@ -102,7 +105,7 @@ class Op:
         return call
 
     def __call__(self, inputs: list, outputs: list, stream: int = 0) -> None:
-        """Runs the kernel; on a GPU, returns as soon as the work is queued."""
+        """Runs the kernel, see `prepare`. On a GPU it returns as soon as the work is queued."""
         self.prepare(inputs, outputs, stream)()
 
 

@@ -15,6 +15,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: more thr
 import numpy as np
 import pytest
 
+# Python's own thresholds collect garbage so often that it takes a twentieth of the time in which graphs are traced.
+gc.set_threshold(20_000, 20, 20)
+
 SHARED = Path(os.environ.get("KERASDET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 # Folders of tests that run each graph for a few steps only

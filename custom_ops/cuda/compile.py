@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # machine code also runs on later GPUs of the same generation
-PTX_OF, PTX_VERSION = 70, "7.0"  # for later GPUs; drivers of CUDA 11 and newer compile it
+# Compute capabilities times ten. Machine code also runs on later GPUs of the same generation.
+ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
+PTX_OF, PTX_VERSION = 70, "7.0"  # for all other GPUs from 7.0 on; drivers of CUDA 11 and newer compile the PTX
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--fmad=false")
-# The parts of these two headers that the kernels use.
+# NVRTC has no C++ headers. These are the parts of two headers that the kernels use.
 HEADERS = {
     "cstdint": "#pragma once\nusing int16_t = short; using int32_t = int; using int64_t = long;\n"
     "using uint16_t = unsigned short; using uint32_t = unsigned; using uint64_t = unsigned long;\n",
@@ -42,8 +43,11 @@ def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
 
     Args:
         nvrtc: The compiler's library.
-        architecture: Compute capability times ten, like 86.
+        architecture: Compute capability times ten, such as 86.
         kind: "CUBIN" for machine code, "PTX" for code that a driver compiles for any later GPU.
+
+    Returns:
+        The compiled code.
 
     Raises:
         RuntimeError: If the kernels do not compile; the message holds the compiler's log.
@@ -72,7 +76,7 @@ def compile_kernels(nvrtc: ctypes.CDLL, architecture: int, kind: str) -> bytes:
 
 
 def known(nvrtc: ctypes.CDLL) -> list[int]:
-    """Returns the entries of `ARCHITECTURES` that this NVRTC supports; versions before 12.8 lack some."""
+    """Returns the entries of `ARCHITECTURES` that this NVRTC supports; versions before 12.8 do not support all."""
     count = ctypes.c_int()
     nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     numbers = (ctypes.c_int * count.value)()
@@ -99,7 +103,7 @@ def compile_all(nvrtc: ctypes.CDLL) -> dict[str, bytes]:
 def lowered(ptx: bytes) -> bytes:
     """Lowers the version of PTX, so that drivers older than the compiler accept it.
 
-    The function also removes the only directive that needs the newer version, which is a hint.
+    The function also removes the only directive that needs a newer version. It is a hint for optimisation.
     """
     ptx = re.sub(rb"(?m)^.*\.pragma \"used_bytes_mask.*\n", b"", ptx)
     return re.sub(rb"(?m)^\.version .*$", f".version {PTX_VERSION}".encode(), ptx)

@@ -1,4 +1,5 @@
-// Deformable convolution: samples all taps into the columns of a matrix, and computes the gradient of these.
+// Deformable convolution: samples the features at all taps into a matrix, the columns, and computes the gradients of this
+// step.
 //
 // TensorFlow multiplies the columns with the kernel. Each warp handles one sample, and its threads share the channels.
 

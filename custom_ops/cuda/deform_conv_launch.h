@@ -6,7 +6,7 @@
 namespace kerasdet {
 
 struct DeformConvLaunch {
-  static constexpr int kThreads = 128;  // one warp per sample; in the gradient, per sample and deformable group
+  static constexpr int kThreads = 128;  // per block. A warp handles one sample; in the gradient, of one deformable group
 
   const float* x;        // (images, height, width, channels)
   const float* offsets;  // (positions, deformable_groups, taps, 2)
@@ -14,7 +14,7 @@ struct DeformConvLaunch {
   const float* gradient;  // gradient of the loss with respect to `columns`
   float* columns;        // (groups, positions, taps, channels / groups)
   float* to_x;           // gradient of `x`
-  unsigned long long* to_x_units;  // the same gradient in units if sums must not depend on their order, else null
+  unsigned long long* to_x_units;  // gradient of `x` in units (see `Sums`) if results must be deterministic, else null
   float* to_offsets;
   float* to_mask;
   const uint32_t* largest;  // bits of the largest absolute value of `gradient`

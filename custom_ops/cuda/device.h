@@ -74,7 +74,7 @@ struct alignas(sizeof(T) * kWidth) Channels {
 // larger sums. Non-finite values have no multiple and are still added as floats.
 struct Sums {
   float* floats;
-  unsigned long long* units;  // null if results may depend on the order
+  unsigned long long* units;  // null if results may depend on the order of additions
   float root_of_units;        // square root of the number of units in 1.0
 };
 

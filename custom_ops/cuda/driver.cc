@@ -22,7 +22,7 @@ extern "C" __attribute__((visibility("hidden"))) const Image kerasdet_cuda_image
 namespace kerasdet {
 namespace {
 
-// The driver functions that this library uses. They have not changed since CUDA 4.
+// The driver functions that this library uses. Their interfaces have not changed since CUDA 4.
 struct Driver {
   int (*cuGetErrorString)(int, const char**);
   int (*cuCtxGetCurrent)(void** context);
@@ -66,8 +66,8 @@ void Check(int code, const char* what) {
   if (code != 0) throw DriverError(what, code);
 }
 
-// Returns the newest machine code that runs on a GPU, else the PTX. A GPU also runs code for older GPUs of its
-// generation.
+// Returns the newest machine code that runs on a GPU, or the PTX if there is none. A GPU also runs machine code for older
+// GPUs of its generation.
 const Image& ImageFor(int major, int minor) {
   const Image* best = nullptr;
   for (const Image* image = kerasdet_cuda_images; image->data != nullptr; ++image) {
@@ -81,10 +81,10 @@ void* LoadModule() {
   constexpr int kMajor = 75, kMinor = 76;  // attributes of the compute capability
   int device = 0, major = 0, minor = 0;
   Check(TheDriver()->cuCtxGetDevice(&device), "finding the GPU");
-  Check(TheDriver()->cuDeviceGetAttribute(&major, kMajor, device), "finding out which GPU it is");
-  Check(TheDriver()->cuDeviceGetAttribute(&minor, kMinor, device), "finding out which GPU it is");
+  Check(TheDriver()->cuDeviceGetAttribute(&major, kMajor, device), "reading the GPU's compute capability");
+  Check(TheDriver()->cuDeviceGetAttribute(&minor, kMinor, device), "reading the GPU's compute capability");
   void* module = nullptr;
-  Check(TheDriver()->cuModuleLoadData(&module, ImageFor(major, minor).data), "loading the kernels for it");
+  Check(TheDriver()->cuModuleLoadData(&module, ImageFor(major, minor).data), "loading the kernels");
   return module;
 }
 
@@ -113,7 +113,7 @@ void* ModuleOfContext() {
 DriverError::DriverError(const char* what, int code) {
   const char* reason = nullptr;
   if (TheDriver()->cuGetErrorString(code, &reason) != 0 || reason == nullptr) reason = "unknown error";
-  std::snprintf(text_, sizeof(text_), "CUDA failed when %s: %s (%d).", what, reason, code);
+  std::snprintf(text_, sizeof(text_), "CUDA error (%s): %s (%d).", what, reason, code);
 }
 
 bool HasDriver() { return kerasdet_cuda_images[0].data != nullptr && TheDriver() != nullptr; }

@@ -1,4 +1,4 @@
-// Runs the compiled kernels through the driver's library, libcuda.so.1, if the machine has one.
+// Runs the compiled kernels through the CUDA driver's library, libcuda.so.1, if the machine has one.
 #pragma once
 
 #include <cstdint>

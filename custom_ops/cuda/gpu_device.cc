@@ -1,6 +1,6 @@
-// Finds the stream of a CUDA device; the C API gives streams only to pluggable devices. An exported symbol of
-// OpKernelContext returns the device; its layout is the same in TensorFlow 2.15 to 2.21. Only this file knows it.
-// This can go when the C API gives access to the stream.
+// Finds the stream of a CUDA device; the C API gives streams only to pluggable devices. An exported function of
+// OpKernelContext returns the device; the layout of its classes is the same in TensorFlow 2.15 to 2.21, and only this file
+// depends on it. Remove this workaround when the C API gives access to the stream.
 
 #include "gpu_device.h"
 

@@ -1,9 +1,9 @@
 // Greedy non-maximum suppression of every image of a batch, over all boxes or per class.
 //
-// Boxes are sorted by descending score, the first of equal ones first. The best boxes form the window: a bit mask
-// stores which later boxes each of them overlaps. One block per image then reads these bits word by word. If the window
-// yields too few detections, which is rare, the same block continues with the boxes after it. No data returns to the
-// host.
+// Boxes are sorted by descending score (the first box first if scores are equal). The best boxes form the window: a bit
+// mask stores which later boxes each of them overlaps. One block per image then reads these bits word by word. If the
+// window yields too few detections, which is rare, the same block continues with the boxes after the window. No data
+// returns to the host.
 
 #include "device.h"
 #include "nms_launch.h"
@@ -36,11 +36,12 @@ inline bool Overlap(const Box& kept, const Box& box, float threshold) {
   const float height = fminf(box.y2, kept.y2) - fmaxf(box.y1, kept.y1);
   const float width = fminf(box.x2, kept.x2) - fmaxf(box.x1, kept.x1);
   const float shared = fmaxf(height, 0.0f) * fmaxf(width, 0.0f), together = box.area + kept.area - shared;
-  // The first comparison avoids a division but is inexact. It is a slightly lower filter; boxes that pass are divided.
+  // The first comparison avoids a division but is inexact. It is a filter with a slightly lower threshold, and the second
+  // comparison decides about boxes that pass.
   return shared > threshold * (1 - 1e-6f) * together && shared / together > threshold;
 }
 
-// Returns the sort key of a score. Better scores have smaller keys; scores not above the threshold, like NaN, have the
+// Returns the sort key of a score. Better scores have smaller keys. Scores that are NaN or not above the threshold have the
 // largest key.
 inline uint32_t KeyOf(float score, float threshold) {
   if (!(score > threshold)) return 0xffffffffu;
@@ -190,7 +191,7 @@ KERASDET_KERNEL(nms_move, NmsLaunch, NmsLaunch::kTileThreads) {
   }
 }
 
-// Sets the bits of boxes that an earlier box overlaps. Each block compares one word of boxes with one later word.
+// Sets the bits of boxes that an earlier box overlaps. Each block compares one word of boxes with itself or a later word.
 KERASDET_KERNEL(nms_mask, NmsLaunch, NmsLaunch::kWord) {
   __shared__ Box others[NmsLaunch::kWord];
   const int word = blockIdx.x, row = blockIdx.y, thread = threadIdx.x;

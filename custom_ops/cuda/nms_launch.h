@@ -18,7 +18,7 @@ struct NmsLaunch {
   const int32_t* class_ids;  // (images, count) or null
   int32_t* indices;          // (images, most)
   int32_t* counts;           // (images,)
-  // Scratch memory. Order is by descending score.
+  // Scratch memory. After sorting, index 0 of keys and order is in descending order of score.
   uint32_t* keys[2];  // (images, count): better scores have smaller keys
   int32_t* order[2];  // (images, count): indices of boxes
   int32_t* starts;    // (images, values of a digit, tiles): counts, then start positions

@@ -1,8 +1,8 @@
 // ROIAlign of boxes on a pyramid, and its gradient. Each warp handles one bin, and its threads share the channels.
 //
-// The samples of a bin lie on a grid, so a bin is a sum over cells, weighted by their row's times column's weight.
-// Each thread computes the weights of one row and one column, and the warp visits the nonzero ones. A cell is read
-// once, even if many samples touch it.
+// The samples of a bin lie on a grid, so a bin is a weighted sum over cells; the weight of a cell is the weight of its row
+// times the weight of its column. Each thread computes the weights of one row and one column, and the warp visits the
+// cells with nonzero weights. A cell is read once, even if many samples touch it.
 
 #include "device.h"
 #include "roi_align_launch.h"
@@ -41,7 +41,7 @@ inline float WeightOf(const BinAxis& axis, int line) {
 
 inline float Finite(float x) { return IsFinite(x) ? x : 0.0f; }
 
-// Like the Python code, rounds the logarithm once: log2f is inexact enough to move boxes at the edge of a level.
+// Like kerasdet/ops/levels.py, rounds the logarithm once: the error of log2f could move boxes to another level.
 inline int LevelOf(const RoiAlignLaunch& launch, const float* box) {
   if (launch.num_levels == 1) return 0;
   const float ratio = sqrtf((box[2] - box[0]) * (box[3] - box[1])) / launch.canonical_size + 1e-8f;
@@ -62,7 +62,7 @@ KERASDET_SHARED_CODE BinAxis AxisOf(const RoiAlignLaunch& launch, float scale, f
   BinAxis axis{0, size / static_cast<float>(bins), launch.sampling_ratio, limit, 0, -1};
   axis.begin = start + static_cast<float>(bin) * axis.size;
   if (launch.sampling_ratio == 0) {
-    // The size of the bin in lines, rounded up, at most the number of lines of the map: further samples lie outside.
+    // The number of samples is the size of the bin in lines, rounded up, but at most the number of lines of the map.
     const float samples = ceilf(size / static_cast<float>(bins));
     axis.samples = samples > 0 ? static_cast<int>(fminf(samples, static_cast<float>(limit))) : 0;
   }

@@ -1,5 +1,5 @@
-// Kernels for sums that do not depend on their order: they find the size of the unit and convert the sums to floats.
-// See `Sums` in device.h.
+// Kernels for sums that do not depend on the order of additions: they find the largest value, which determines the unit, and
+// convert the sums to floats. See `Sums` in device.h.
 
 #include "device.h"
 #include "sums_launch.h"

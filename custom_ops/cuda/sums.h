@@ -46,11 +46,11 @@ class SumsOf {
   }
 
   float* floats() const { return kInPlace ? reinterpret_cast<float*>(result_) : scratch_.data<float>(); }
-  // Null if results may depend on the order.
+  // Null if results may depend on the order of additions.
   unsigned long long* units() const { return deterministic_ ? units_.data<unsigned long long>() : nullptr; }
 
-  // Converts the sums to type T. Each term is a product of two factors; `largest` and `other_largest` are the largest
-  // absolute values of these.
+  // Converts the sums to type T. Each term is a product of two factors; `largest` and `other_largest` hold the bits of the
+  // largest absolute values of the factors.
   void Finish(const Stream& stream, const uint32_t* largest, const uint32_t* other_largest, int log2_terms) const {
     if (kInPlace && !deterministic_) return;
     const FinishLaunch launch{floats(), units(), result_, count_, TypeOf(result_), largest, other_largest, log2_terms};

@@ -24,7 +24,7 @@ struct FinishLaunch {
   int64_t count;
   int32_t type;  // type of `result`
   const uint32_t* largest;  // bits of the largest absolute value of the terms' first factor
-  const uint32_t* other_largest;  // likewise of the second factor
+  const uint32_t* other_largest;  // bits of the largest absolute value of the terms' second factor
   int32_t log2_terms;
 };
 

@@ -74,7 +74,7 @@ struct Warp {
 Thread threads[kMostThreads];
 Warp warps[kMostThreads / 32];
 Barrier block;
-void *of_host, *nowhere;  // the host's stack; a stack pointer that is never resumed
+void *of_host, *nowhere;  // stack pointer of the host; stack pointer of a finished thread, which is never resumed
 Run running;
 const void* launched;
 unsigned current, num_threads, num_left, step = 1;

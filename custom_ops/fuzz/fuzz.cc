@@ -2,8 +2,8 @@
 //
 //   fuzz SEED CASES
 //
-// It is built with sanitizers, which check memory and arithmetic. Each case runs twice and must give the same bits. Ops
-// with GPU kernels also run on an emulated GPU, and the results must agree.
+// It is built with sanitizers, which check memory accesses and arithmetic. Each case runs twice and must give bit-identical
+// results. Ops with GPU kernels also run on an emulated GPU, whose results must agree with the CPU's.
 
 #include <cmath>
 #include <cstdio>

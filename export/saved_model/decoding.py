@@ -34,7 +34,7 @@ def decode_batch(
         tf.errors.InvalidArgumentError: At run time, if an image is damaged, too large, or neither JPEG nor PNG.
     """
 
-    # A function of its own, because signatures are traced without AutoGraph, which turns the Python loop into a graph.
+    # `tf.function` enables AutoGraph for the Python loop, even if the caller is traced without AutoGraph.
     @tf.function
     def decode_all(image_bytes):
         count = tf.size(image_bytes)

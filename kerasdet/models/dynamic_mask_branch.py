@@ -57,7 +57,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
     output_names = ("mask_probs", "mask_boxes")
     metric = "segm"
     convention = "mmdet"
-    _how_to_read_targets = "set CocoDataset.masks=True (Python: masks=True); Pascal VOC datasets have none"
+    _how_to_read_targets = "set CocoDataset.masks=True (Python: masks=True); Pascal VOC datasets have no masks"
 
     def __init__(
         self,

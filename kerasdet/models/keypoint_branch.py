@@ -48,7 +48,9 @@ class KeypointBranch(ConfigFromInit, Branch):
     metric = "keypoints"
     rescaling = "positions"
     export_names = {"keypoints": "detection_keypoints"}  # noqa: RUF012
-    _how_to_read_targets = "set CocoDataset.keypoints=True (Python: keypoints=True); Pascal VOC datasets have none"
+    _how_to_read_targets = (
+        "set CocoDataset.keypoints=True (Python: keypoints=True); Pascal VOC datasets have no keypoints"
+    )
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class KeypointBranch(ConfigFromInit, Branch):
     def compute_losses(
         self, logits: tf.Tensor, targets: Mapping[str, tf.Tensor], positive: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Computes the cross entropy over the cells of each heatmap, averaged over the labelled keypoints in regions.
+        """Computes the cross entropy over heatmap cells, averaged over the visible keypoints of positive regions.
 
         Args:
             logits: (B * P, S, S, J) result of `call`.

@@ -44,7 +44,7 @@ class MaskBranch(ConfigFromInit, Branch):
     metric = "segm"
     rescaling = "boxes_relative"
     export_names = {"mask_probs": "detection_masks"}  # noqa: RUF012
-    _how_to_read_targets = "set CocoDataset.masks=True (Python: masks=True); Pascal VOC datasets have none"
+    _how_to_read_targets = "set CocoDataset.masks=True (Python: masks=True); Pascal VOC datasets have no masks"
 
     def __init__(
         self,

@@ -272,7 +272,7 @@ MISTAKES = {
     "train: a backbone": ([*FINETUNE, "--set", "CHECKPOINT={}/backbone.keras"], "contains a ResNet, not a detector"),
     "train: no annotations": (
         [*FINETUNE, "--set", "CHECKPOINT={}/run", "--set", "TRAIN_ANNOTATIONS={}/no.json"],
-        "The file {}/no.json does not exist",
+        "The file {}/no.json, the training data of finetune (TRAIN_ANNOTATIONS), does not exist",
     ),
     "train: no data of a recipe": (
         ["train", "retinanet_r18_fpn_bccd"],

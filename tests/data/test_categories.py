@@ -38,7 +38,7 @@ def test_dataset_takes_the_class_ids_of_torchvisions_models(tmp_path):
 
 def test_names_in_another_case_match_by_name(caplog):
     assert match_classes(["Dog", "CAT"], ["cat", "dog"], ["Dog"], "val.json") == [1, 0]
-    assert "Dog as dog, CAT as cat" in caplog.text
+    assert "Dog is read as dog, CAT is read as cat" in caplog.text
     assert match_classes(["Dog", "dog"], ["dog", "Dog"], ["Dog"], "val.json") == [1, 0]
 
 

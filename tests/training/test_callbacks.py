@@ -151,7 +151,7 @@ def test_stopping_and_resuming_do_not_change_the_training(whole, data, tmp_path)
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([keras.callbacks.CSVLogger], "at position 0: expected a keras.callbacks.Callback object; write @Name"),
+        ([keras.callbacks.CSVLogger], "at position 0: expected a keras.callbacks.Callback object; create it with Name"),
         ([Recorder(), "csv"], "has 'csv' at position 1"),
         (Recorder(), "callbacks is .*: expected a list"),
     ],
