@@ -52,7 +52,7 @@ def runtimes() -> str:
         lines = [
             f"{found['model']}, {found['size']}, {machine}, `{found['command']}`:",
             "",
-            "| runtime | median, ms | least, ms | processor's time, ms | of TensorFlow's |",
+            "| runtime | median, ms | least, ms | processor time, ms | the same as a part of TensorFlow's |",
             "|---|---|---|---|---|",
         ]
         for row in found["rows"]:

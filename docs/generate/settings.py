@@ -91,8 +91,10 @@ def recipes() -> str:
     """Returns a table of the recipes in the package, with the text at their head."""
     rows = []
     for path in sorted(config.GIN_CONFIGS.glob("*.gin")):
-        head = re.match(r"(?:#.*\n)*", path.read_text())[0].replace("#", "").split()
-        rows.append(f"| `{path.stem}` | {_cell(' '.join(head))} |")
+        head = re.match(r"(?:#.*\n)*", path.read_text())[0].replace("#", "").strip()
+        command, rest = re.match(r"(kerasdet \S.*?)(?: {3,}|\n|$)(.*)", head, re.DOTALL).groups()
+        rest = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", _cell(" ".join(rest.split())))
+        rows.append(f"| `{path.stem}` | `{command}`<br>{rest} |")
     return "\n".join(["| recipe | command, hardware and measured AP |", "|---|---|", *rows])
 
 
