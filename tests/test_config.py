@@ -510,6 +510,14 @@ def test_missing_file_lists_available_files(name):
         config.load(name)
 
 
+def test_macro_of_a_file_without_a_recipe_names_include(tmp_path):
+    (tmp_path / "own.gin").write_text("train.callbacks = []\n")
+    with pytest.raises(
+        UserError, match=r"no macro STEPS: include a recipe that has it, such as include 'finetune\.gin', or"
+    ):
+        config.load(tmp_path / "own.gin", ["STEPS=3"])
+
+
 def test_missing_macros_are_listed_together():
     with pytest.raises(
         ValueError, match="EVAL_ANNOTATIONS, NUM_CLASSES, TRAIN_ANNOTATIONS must be set: add --set"

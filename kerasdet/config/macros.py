@@ -82,6 +82,8 @@ def require_macro(name: str) -> None:
     except ValueError:
         near = difflib.get_close_matches(name.upper(), used_macros(), 1)
         meant = f"did you mean {near[0]}? Otherwise " if near else ""
+        if "STEPS" not in used_macros():
+            meant = "include a recipe that has it, such as include 'finetune.gin', or "
         raise UserError(
             f"the configuration has no macro {name}: {meant}set a macro of the file, or an argument as "
             "Name.argument=value."
