@@ -68,7 +68,7 @@ class InferenceGraph(tf.Module):
         if precision not in PRECISIONS:
             raise UserError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
         with stock_unless_chosen():
-            concrete = tf.function(function, input_signature=signature).get_concrete_function()
+            concrete = tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
         graph, self.inputs, outputs = freeze_variables(concrete)
         names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
         self._outputs = tuple(zip(names, outputs, strict=True))
