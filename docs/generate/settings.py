@@ -70,7 +70,7 @@ def _type(parameter):
     if parameter.annotation is parameter.empty:
         return ""
     text = inspect.formatannotation(parameter.annotation)
-    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text).replace("|", r"\|")
+    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
 
 
 def surface() -> str:
@@ -99,5 +99,7 @@ def recipes() -> str:
 
 
 def _cell(text):
-    """Returns text for a cell of a table: pipes and angle brackets are no markup; double backticks become code."""
-    return text.replace("``", "`").replace("|", r"\|").replace("<", "&lt;").replace("[", r"\[")
+    """Returns text for a cell of a table: pipes and brackets outside of code are no markup; `` becomes `."""
+    parts = text.replace("``", "`").split("`")
+    parts[::2] = [part.replace("|", r"\|").replace("<", "&lt;").replace("[", r"\[") for part in parts[::2]]
+    return "`".join(parts)

@@ -31,7 +31,7 @@ def test_defaults_and_types_are_those_of_the_signature():
     rows = {row[0]: row for row in generator("settings").describe_arguments(training.Validation)}
     assert rows["data"][1:3] == ("Any", "required")
     assert rows["patience"][1:] == (
-        r"int \| None",
+        "int | None",
         "`None`",
         "Number of consecutive evaluations without improvement of `monitor` after which training stops. None: training "
         "never stops early.",

@@ -74,6 +74,9 @@ def test_no_markup_is_left_in_the_text(address):
     for page in pages:
         html = urllib.request.urlopen(f"{address}{page}").read().decode()
         assert "flowchart LR" not in html, page
+        examples_as_text = re.findall(r"<blockquote>\s*<blockquote>", html)
+        assert examples_as_text == [], page
+        assert re.search(r"<code>[^<]*(\\\||&amp;lt;)", html) is None, page  # code in tables needs no escapes
         text = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<[^>]+>", "", html, flags=re.DOTALL)
         assert re.findall(r"\w+\]\([\w./#-]+\)|\d\([\w./-]+\.md\S*\)", text) == [], page
 
