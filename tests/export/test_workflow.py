@@ -39,6 +39,7 @@ def make_toy(change=lambda detections: detections, precisions=("float32", "int8"
     def write(model, path, *, precision, gin_config, calibration_images=()):
         if path.exists():
             raise FileExistsError(f"{path} exists: export to another file or delete it.")
+        assert len(calibration_images) <= 100
         path.write_text(precision)
         return path
 
@@ -89,6 +90,14 @@ def test_calibration_images_are_the_default_verify_images(toy, models, tmp_path,
         )
     counts = [re.search(r"\d+ images?", message)[0] for message in caplog.messages if message.startswith("Comparing")]
     assert counts == ["4 images", "1 image"]
+
+
+def test_of_many_calibration_images_a_hundred_are_used(toy, models, tmp_path, caplog):
+    toy()
+    images = [np.full_like(tiny.images()[0], i) for i in range(205)]
+    with caplog.at_level("INFO"):
+        export_and_verify(models("tiny"), tmp_path / "a.toy", format="toy", precision="int8", calibration_images=images)
+    assert "Calibrating on 100 of the 205 images, at equal distances." in caplog.messages
 
 
 def test_default_verify_images_have_two_sizes():
