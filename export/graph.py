@@ -35,13 +35,16 @@ from kerasdet.export.graph_wide_convs import split_wide_convs
 from kerasdet.export.spec import GRAPH_PRECISIONS as PRECISIONS
 from kerasdet.keras_compat import freeze_variables
 from kerasdet.ops import static_shapes
-from kerasdet.ops.dispatch import in_onnx
+from kerasdet.ops.dispatch import in_onnx, stock_unless_chosen
 
 _LARGE = 2048  # bytes; larger constants become variables
 
 
 class InferenceGraph(tf.Module):
     """Copies a function into a new, optimised graph with its own weights.
+
+    The graph contains stock TensorFlow ops, unless it is made inside a ``with`` block of `kerasdet.ops.implementation`
+    that chooses others.
 
     Args:
         function: Function of tensors that returns a dict of tensors.
@@ -50,8 +53,10 @@ class InferenceGraph(tf.Module):
 
     Attributes:
         weights: Variables of the graph by name.
-        detect: The optimised function, a `tf.function`.
-        graph_def: The optimised graph, with a placeholder for each weight.
+        detect: The optimised function.
+        graph_def: The optimised graph, with a placeholder ``NAME:0`` for each weight. A process that imports it by
+            `tf.graph_util.import_graph_def` needs `tf.compat.v1.wrap_function` around the import: a `tf.function` does
+            not find the bodies of the graph's loops.
         inputs: Names of the graph's input tensors, in the order of the arguments.
 
     Raises:
@@ -62,7 +67,8 @@ class InferenceGraph(tf.Module):
         super().__init__()
         if precision not in PRECISIONS:
             raise UserError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
-        concrete = tf.function(function, input_signature=signature).get_concrete_function()
+        with stock_unless_chosen():
+            concrete = tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
         graph, self.inputs, outputs = freeze_variables(concrete)
         names = sorted(concrete.structured_outputs)  # TensorFlow flattens a dict in the order of its keys
         self._outputs = tuple(zip(names, outputs, strict=True))
@@ -76,7 +82,8 @@ class InferenceGraph(tf.Module):
             graph = split_wide_convs(graph, ends)
         self.graph_def, weights = extract_weights(in_order(graph, ends), graph)
         self.weights = {name: tf.Variable(value, trainable=False) for name, value in weights.items()}
-        self.detect = tf.function(self._call, input_signature=signature)
+        # A `tf.function` would not find the functions of the graph, such as the bodies of loops
+        self.detect = tf.compat.v1.wrap_function(self._call, signature)
 
     @property
     def outputs(self) -> dict[str, str]:

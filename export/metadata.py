@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet.inference.padded import BranchOutput
+from kerasdet.inference.predictor import Predictor
 from kerasdet.models import Detector
 
 METADATA_FILE = "kerasdet.json"
@@ -45,13 +46,15 @@ def model_metadata(model: Detector, options: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def branch_outputs(metadata: Mapping[str, Any]) -> dict[str, BranchOutput]:
-    """Reads the outputs of a model's branches from its description.
+def describe(predictor: Predictor, metadata: Mapping[str, Any]) -> None:
+    """Sets the attributes of `Predictor` that do not depend on the format: all but `preprocessing`.
 
     Args:
+        predictor: The predictor of the export, which is changed.
         metadata: Result of `model_metadata`.
-
-    Returns:
-        A dict from output name to `BranchOutput`, for the attribute `Predictor.branch_outputs`.
     """
-    return {name: BranchOutput(**output) for name, output in metadata["branch_outputs"].items()}
+    predictor.num_classes = metadata["num_classes"]
+    predictor.class_names = tuple(metadata["class_names"]) if metadata["class_names"] else None
+    predictor.mask_convention = metadata["mask_convention"]
+    predictor.skeleton = tuple(tuple(pair) for pair in metadata["skeleton"])
+    predictor.branch_outputs = {name: BranchOutput(**output) for name, output in metadata["branch_outputs"].items()}

@@ -27,10 +27,20 @@ class WorkerRun:
             a dict of `boxes` (B, D, 4) yxyx in pixels of the original images, `scores` (B, D) and more, see
             `kerasdet.inference.padded`. The list has one pair for each image or, for a SavedModel, for each signature.
         seconds: Seconds that each repeated run on the first image took.
+
+    Raises:
+        VerificationError: If there are no cases or no seconds.
     """
 
     cases: Sequence[tuple[Mapping[str, tf.Tensor], Mapping[str, np.ndarray]]]
     seconds: Sequence[float]
+
+    def __post_init__(self):
+        if not len(self.cases) or not len(self.seconds):
+            raise VerificationError(
+                f"The WorkerRun has {len(self.cases)} cases and {len(self.seconds)} seconds: expected at least one of "
+                "each. Correct the format's `run_in_worker`."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +54,8 @@ class Format:
             not exist yet. It checks its arguments before it writes anything, and raises a `UserError` for an invalid
             option or an `OSError` for an unusable path. It never overwrites files.
         load: `load(path) -> Predictor` opens a file or folder that `write` wrote. The predictor has `metadata`, the
-            dict that `read_metadata` returns.
+            dict that `read_metadata` returns; `kerasdet.export.metadata.describe` sets the other attributes.
+            Verification does not call `load`.
         read_metadata: `read_metadata(path) -> dict` reads the description of the model and its export without loading
             the model. `kerasdet.export.metadata.model_metadata` makes the description. Its entry ``precision``, one of
             the format's precisions, determines how closely the export must agree with the model. The report also prints
@@ -101,7 +112,7 @@ def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[s
         The arrays of ``outputs.npz``.
 
     Raises:
-        VerificationError: If the script fails. The message contains the last line of the script's error.
+        VerificationError: If the script fails or writes nothing. The message contains the last line of its error.
     """
     run = subprocess.run(
         [sys.executable, "-c", script.read_text(), str(path.resolve()), folder, *arguments],
@@ -112,8 +123,13 @@ def run_worker(script: Path, path: Path, folder: str, *arguments: str) -> dict[s
     if run.returncode:
         lines = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
-        error = (errors or lines)[-1].rstrip(".")
+        error = (errors or lines)[-1].rstrip(" .")
         raise VerificationError(f"{path} does not run in a new process: {error}. {_remedy(error, script)}")
+    if not (Path(folder) / "outputs.npz").exists():
+        raise VerificationError(
+            f"{script} wrote no outputs.npz: expected the outputs of {path} in the folder that is its second argument. "
+            "Correct the script."
+        )
     with np.load(Path(folder) / "outputs.npz") as outputs:
         return dict(outputs)
 
@@ -122,6 +138,8 @@ def _remedy(error, script):
     """Returns a remedy for the error of a worker."""
     if re.search(r"No module named 'kerasdet['.]", error):
         return f"{script} must run where kerasdet is not installed: remove the imports of kerasdet from this script."
+    if "'Kerasdet>" in error:
+        return 'Make the graph with `InferenceGraph`, or inside `kerasdet.ops.implementation("tensorflow")`.'
     if "imported TensorFlow or kerasdet" in error:
         return f"Remove the code that imports them from {script}, or from the start-up files of {sys.executable}."
     if error.startswith(("ModuleNotFoundError", "ImportError")):

@@ -77,7 +77,8 @@ INPUT_TYPE = Option(
 CALIBRATION_IMAGES = Option(
     "calibration_images",
     (),
-    "a few dozen typical images, or folders of images, on which --precision int8 measures ranges of values",
+    "a few dozen typical images, or folders of images, on which --precision int8 measures ranges of values; of more "
+    "than 100, only 100 are used",
     kind="path",
     nargs="+",
     metavar="IMAGE",

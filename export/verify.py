@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kerasdet.errors import VerificationError
+from kerasdet.export.causes import likely_cause
 from kerasdet.inference.padded import KNOWN_OUTPUTS, BranchOutput
 
 _SAME_OBJECT = 0.5  # minimum IoU of two boxes of the same object, as in AP50
@@ -232,35 +233,49 @@ def compare(
         VerificationError: If a measure exceeds its bound, an output is missing or has another shape, or a value is not
             finite.
     """
-    images = []
+    sides, images = [], []
     for expected, found in cases:
         expected, found = ({name: np.asarray(value) for name, value in side.items()} for side in (expected, found))
         _check_outputs(expected, found, subject)
         for index in range(len(expected["valid"])):
-            sides = _unpadded(expected, index), _unpadded(found, index)
+            sides.append((_unpadded(expected, index), _unpadded(found, index)))
             capacity = expected["scores"].shape[1]
-            images.append(_compare_image(*sides, tolerance, capacity, score_threshold, branch_outputs))
+            images.append(_compare_image(*sides[-1], tolerance, capacity, score_threshold, branch_outputs))
     report = _summarize(images)
     violations = _violations(report, tolerance)
     if violations:
         raise VerificationError(
-            f"{subject} differs from the model in {', '.join(violations)}: {report} Use another precision. "
-            + ("Models that were trained for a few steps differ most in 8 bits. " if tolerance is EIGHT_BITS else "")
-            + "If the model is well trained, report it with this line as a bug of kerasdet."
+            f"{subject} differs from the model in {', '.join(violations)}: {report} {_remedy(sides, tolerance)}"
         )
     return report
+
+
+def _remedy(sides, tolerance):
+    """Returns what to do about differences: the author of a format finds a mistake there, a user has found a bug."""
+    cause = likely_cause(sides, _pairs)
+    if cause is not None:
+        return f"{cause} Correct the export format, or report it with this line as a bug of kerasdet."
+    if tolerance is EXACT:
+        return (
+            "In float32 only the order of additions may differ: in a format of your own, compare the input first (size "
+            "of the resized image, padding, normalisation), else report it with this line as a bug of kerasdet."
+        )
+    few_steps = "Models that were trained for a few steps differ most in 8 bits. " * (tolerance is EIGHT_BITS)
+    bug = "If the model is well trained, report it with this line as a bug of kerasdet."
+    return f"Use another precision. {few_steps}{bug}"
 
 
 def _check_outputs(expected, found, subject):
     for name, value in expected.items():
         if name not in found:
             raise VerificationError(
-                f"{subject} differs from the model: the output {name} is missing. Write all outputs of `detect_batch`."
+                f"{subject} differs from the model: the output {name} is missing among {', '.join(found)}. Return all "
+                "outputs of `detect_batch` under its names; `from_tf_od` converts those of the TF Object Detection API."
             )
         if found[name].shape != value.shape:
             raise VerificationError(
                 f"{subject} differs from the model: the output {name} has the shape {found[name].shape}; expected "
-                f"the model's shape {value.shape}. Export the model again."
+                f"the model's shape {value.shape}. Pad it as `kerasdet.inference.padded` says, or export again."
             )
     for index, count in enumerate(found["valid"]):
         bad = [name for name, value in found.items() if name != "valid" and not np.isfinite(value[index, :count]).all()]

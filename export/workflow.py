@@ -31,6 +31,7 @@ MAX_AP_DROP = 0.02
 
 # Sizes of the generated images; two, so that more than one shape is compared
 _SAMPLE_SIZES = ((480, 640), (500, 333))
+_CALIBRATED = 100  # largest number of calibration images: all are decoded into memory, and more hardly change ranges
 _MOST_CALIBRATION_IMAGES = 4  # calibration images to compare if the user passed no verification images
 _WANTED = 20  # number of detections to compare if the model has none above its own threshold
 _RUNS = 3  # timed runs of the Keras model for each batch; the fastest counts, because the first one traces
@@ -67,7 +68,8 @@ def export_and_verify(
         verify_images: Images for the comparison: arrays (H, W, 3), PIL images or paths. By default the first four
             calibration images, or generated images if there are none.
         calibration_images: Arrays (H, W, 3), PIL images, paths of image files or of folders of image files, on which
-            "int8" measures the ranges of activations. Other precisions use none.
+            "int8" measures the ranges of activations. Of more than 100, only 100 are used, taken at equal distances.
+            Other precisions use none.
         eval_data: Dataset on which the AP of model and export is measured, see `kerasdet.evaluate`. None: AP is not
             measured.
         max_ap_drop: Largest allowed loss of AP on `eval_data`, as a difference of AP in 0..1, for boxes, masks and
@@ -93,7 +95,7 @@ def export_and_verify(
     export_format = format_named(format)
     options = _check_options(export_format, precision, options)
     if "calibration_images" in export_format.options:
-        options["calibration_images"] = list(_list_images(calibration_images))
+        options["calibration_images"] = _spread(list(_list_images(calibration_images)))
     elif len(calibration_images):
         raise UserError(f"Format {format} does not use calibration images: remove them, or use another format.")
     if serving and export_format.new_version is None:
@@ -226,12 +228,13 @@ def _read_precision(path):
     """Returns the precision of an export, which the metadata of every format must contain."""
     export_format = format_of(path)
     metadata = export_format.read_metadata(Path(path))
-    if "precision" not in metadata:
+    precision, known = metadata.get("precision"), export_format.precisions
+    if precision not in known:
         raise VerificationError(
-            f"The metadata of {path} has no 'precision', so its tolerance is unknown: let `write` of format "
-            f"{export_format.name} add it, one of {', '.join(export_format.precisions)}."
+            f"The metadata of {path} has the precision {precision!r}, so its tolerance is unknown: expected one of "
+            f"{', '.join(known)}. Let `write` of format {export_format.name} add it as 'precision'."
         )
-    return metadata["precision"]
+    return precision
 
 
 def _describe(path):
@@ -374,6 +377,14 @@ def sample_images() -> list[np.ndarray]:
             shapes.write(folder, num_images=1, seed=seed, image_size=size, objects=(6, 6))
             images.append(image_files.read(next(Path(folder).rglob("*.jpg"))))
     return images
+
+
+def _spread(images):
+    """Returns the images, or `_CALIBRATED` of them at equal distances."""
+    if len(images) <= _CALIBRATED:
+        return images
+    log.info("Calibrating on %d of the %d images, at equal distances.", _CALIBRATED, len(images))
+    return [images[i * len(images) // _CALIBRATED] for i in range(_CALIBRATED)]
 
 
 def _list_images(images: Iterable) -> Iterator:

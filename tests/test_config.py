@@ -425,7 +425,8 @@ def test_last_override_wins():
 
 MISTAKES = {
     "STEPSS=3": "the configuration has no macro STEPSS",
-    "steps=3": "the configuration has no macro steps",
+    "steps=3": r"the configuration has no macro steps: did you mean STEPS\? Otherwise set a macro",
+    "BATCHSIZE=3": r"no macro BATCHSIZE: did you mean BATCH_SIZE\?",
     "out dir=3": "the configuration has no macro out dir",
     "STEPS": "the override 'STEPS' cannot be read: expected NAME=value",
     "=3": "the override .* cannot be read",
@@ -509,9 +510,22 @@ def test_missing_file_lists_available_files(name):
         config.load(name)
 
 
+def test_macro_of_a_file_without_a_recipe_names_include(tmp_path):
+    (tmp_path / "own.gin").write_text("train.callbacks = []\n")
+    with pytest.raises(
+        UserError, match=r"no macro STEPS: include a recipe that has it, such as include 'finetune\.gin', or"
+    ):
+        config.load(tmp_path / "own.gin", ["STEPS=3"])
+
+
 def test_missing_macros_are_listed_together():
-    with pytest.raises(ValueError, match="EVAL_ANNOTATIONS, NUM_CLASSES, TRAIN_ANNOTATIONS must be set: add --set"):
+    with pytest.raises(
+        ValueError, match="EVAL_ANNOTATIONS, NUM_CLASSES, TRAIN_ANNOTATIONS must be set: add --set"
+    ) as error:
         config.load("finetune", ["CHECKPOINT=x"])
+    assert "--data DATA sets NUM_CLASSES and the annotations" in str(error.value)
+    with pytest.raises(ValueError, match=r"CHECKPOINT must be set: .* a name that `kerasdet zoo` lists"):
+        config.load("finetune", ["NUM_CLASSES=1", "TRAIN_ANNOTATIONS=a", "EVAL_ANNOTATIONS=b"])
 
 
 def test_file_includes_neighbours_and_packaged_files(tmp_path, monkeypatch):
@@ -630,6 +644,11 @@ def test_backbone_from_a_user_module_is_configurable(tmp_path, monkeypatch, modu
     (tmp_path / "config.gin").write_text(gin.config_str())
     config.load(tmp_path / "config.gin", [f"{name}.squeeze=5"])
     assert configured("train.model").backbone.squeeze == 5
+    for typo in ("squeez", "widht"):  # the class takes any name as **kwargs
+        with pytest.raises(
+            UserError, match=f"--set {name}.{typo}: {name} has no argument {typo}: choose one of squeeze, depth, "
+        ):
+            config.load(tmp_path / "config.gin", [f"{name}.{typo}=5"])
 
 
 def test_modules_of_both_kinds_of_imports_are_imported(tmp_path, monkeypatch):

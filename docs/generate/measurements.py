@@ -52,7 +52,7 @@ def runtimes() -> str:
         lines = [
             f"{found['model']}, {found['size']}, {machine}, `{found['command']}`:",
             "",
-            "| runtime | median, ms | least, ms | processor's time, ms | of TensorFlow's |",
+            "| runtime | median, ms | least, ms | processor time, ms | the same as a part of TensorFlow's |",
             "|---|---|---|---|---|",
         ]
         for row in found["rows"]:
@@ -70,7 +70,8 @@ def latency() -> str:
         for row in found["rows"]:
             if row.get("mebibytes", 1) is None:  # another model, which has no file
                 continue
-            column = columns.setdefault(f"{found['model']}, {row.get('size', found.get('size'))}", {})
+            case = f"{found['model']}, {row.get('size', found.get('size'))}{', with AMX' if found.get('amx') else ''}"
+            column = columns.setdefault(case, {})
             column[row.get("side", row.get("runtime"))] = f"{row['median_ms']:.0f}"
     sides = dict.fromkeys(side for column in columns.values() for side in column)
     rows = [f"| {side} | {' | '.join(column.get(side, '') for column in columns.values())} |" for side in sides]

@@ -70,7 +70,7 @@ def _type(parameter):
     if parameter.annotation is parameter.empty:
         return ""
     text = inspect.formatannotation(parameter.annotation)
-    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text).replace("|", r"\|")
+    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
 
 
 def surface() -> str:
@@ -91,11 +91,15 @@ def recipes() -> str:
     """Returns a table of the recipes in the package, with the text at their head."""
     rows = []
     for path in sorted(config.GIN_CONFIGS.glob("*.gin")):
-        head = re.match(r"(?:#.*\n)*", path.read_text())[0].replace("#", "").split()
-        rows.append(f"| `{path.stem}` | {_cell(' '.join(head))} |")
+        head = re.match(r"(?:#.*\n)*", path.read_text())[0].replace("#", "").strip()
+        command, rest = re.match(r"(kerasdet \S.*?)(?: {3,}|\n|$)(.*)", head, re.DOTALL).groups()
+        rest = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", _cell(" ".join(rest.split())))
+        rows.append(f"| `{path.stem}` | `{command}`<br>{rest} |")
     return "\n".join(["| recipe | command, hardware and measured AP |", "|---|---|", *rows])
 
 
 def _cell(text):
-    """Returns text for a cell of a table: pipes and angle brackets are no markup; double backticks become code."""
-    return text.replace("``", "`").replace("|", r"\|").replace("<", "&lt;").replace("[", r"\[")
+    """Returns text for a cell of a table: pipes and brackets outside of code are no markup; `` becomes `."""
+    parts = text.replace("``", "`").split("`")
+    parts[::2] = [part.replace("|", r"\|").replace("<", "&lt;").replace("[", r"\[") for part in parts[::2]]
+    return "`".join(parts)

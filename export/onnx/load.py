@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.export.metadata import branch_outputs
+from kerasdet.export.metadata import describe
 from kerasdet.export.network import RawHeads, as_input, to_original
 from kerasdet.export.protocol import available_cores
 from kerasdet.inference.padded import from_tf_od, join, rescale
@@ -40,11 +40,7 @@ class GraphPredictor(Predictor):
         self.size = tuple(self.metadata["size"]) if "size" in self.metadata else None
         self._rule = Preprocessing(**self.metadata["preprocessing"])
         self.preprocessing = KeepSize() if self.size else self._rule
-        self.num_classes = self.metadata["num_classes"]
-        self.class_names = tuple(self.metadata["class_names"]) if self.metadata["class_names"] else None
-        self.mask_convention = self.metadata["mask_convention"]
-        self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
-        self.branch_outputs = branch_outputs(self.metadata)
+        describe(self, self.metadata)
         self._heads = RawHeads(properties["model"]) if self.metadata["postprocessing"] == "raw" else None
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ The number of pixels is checked before an image is decoded, and errors name the 
 import tensorflow as tf
 
 from kerasdet.data import images as image_ops
+from kerasdet.data import jpeg
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.ops import resize as resize_ops
 
@@ -34,7 +35,7 @@ def decode_batch(
         tf.errors.InvalidArgumentError: At run time, if an image is damaged, too large, or neither JPEG nor PNG.
     """
 
-    # A function of its own, because signatures are traced without AutoGraph, which turns the Python loop into a graph.
+    # `tf.function` enables AutoGraph for the Python loop, even if the caller is traced without AutoGraph.
     @tf.function
     def decode_all(image_bytes):
         count = tf.size(image_bytes)
@@ -61,56 +62,69 @@ def decode_batch(
 
 
 def _decode(encoded, index, max_pixels):
-    """Decodes one image to (H, W, 3) uint8; error messages name its index in the request."""
+    """Decodes one image to (H, W, 3) uint8, upright; error messages name its index in the request."""
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
     with tf.control_dependencies(
         [_check(tf.io.is_jpeg(encoded) | is_png, "image_bytes[{}] is not a JPEG or PNG file", index)]
     ):
         encoded = tf.identity(encoded)
-    readable, (pixels, image) = _attempt(lambda data: _read(data, is_png, max_pixels), encoded)
+    is_readable, pixels, image = _read(encoded, is_png, max_pixels)
+    damaged = "image_bytes[{}] is damaged or cut short"
     too_large = "image_bytes[{}] has {} pixels, and this model accepts " + f"{max_pixels}: send a smaller image"
     with tf.control_dependencies(
         [
-            _check(readable & (pixels > 0), "image_bytes[{}] is damaged or cut short", index),
+            _check(is_readable & (pixels > 0), damaged, index),
             _check(pixels <= max_pixels, too_large, index, pixels),
         ]
     ):
-        return tf.identity(image)
+        image = tf.identity(image)
+    is_whole = tf.cond(is_png, lambda: True, lambda: ~jpeg.is_damaged(encoded, image))
+    with tf.control_dependencies([_check(is_whole, damaged, index)]):
+        return image_ops.apply_orientation(tf.identity(image), jpeg.exif_orientation(encoded))
 
 
 def _read(encoded, is_png, max_pixels):
-    """Returns the number of pixels that the header states, and the image, which is empty if they are too many."""
-    pixels = tf.reduce_prod(tf.cond(is_png, lambda: _png_size(encoded), lambda: _jpeg_size(encoded)))
-    image = tf.cond(
-        pixels <= max_pixels,
-        lambda: image_ops.decode(encoded, refuse_damaged=True),
-        lambda: tf.zeros([0, 0, 3], tf.uint8),
-    )
-    return pixels, image
+    """Decodes an image as stored, unless its header states too many pixels.
+
+    Outside a dataset, an op that fails would stop the graph with a message that does not name the image. Inside a
+    dataset, `ignore_errors` catches the error. Each run of a dataset prepares its function anew, which takes 0.2 s for
+    the ops that look for damage; so the function has only the ops that can fail.
+
+    Args:
+        encoded: Contents of a JPEG or PNG file, a scalar string tensor.
+        is_png: Whether the file is a PNG, a scalar bool tensor.
+        max_pixels: Largest number of pixels that is decoded.
+
+    Returns:
+        Whether the file can be decoded, the number of pixels that its header states, and the image (H, W, 3) uint8,
+        which is empty if there are too many. If the file cannot be decoded, number and image are zero and empty.
+    """
+    png_pixels = _png_pixels(encoded)
+
+    def read(encoded):
+        pixels = tf.cond(is_png, lambda: png_pixels, lambda: tf.reduce_prod(_jpeg_size(encoded)))
+        image = tf.case(
+            [(pixels > max_pixels, lambda: empty[1]), (is_png, lambda: tf.io.decode_png(encoded, channels=3))],
+            lambda: jpeg.decode(encoded),
+        )
+        return pixels, tf.ensure_shape(image, [None, None, 3])
+
+    empty = tf.zeros([], tf.int64), tf.zeros([0, 0, 3], tf.uint8)
+    result = tf.data.Dataset.from_tensors(encoded).map(read).with_options(_UNOPTIMIZED).ignore_errors()
+    is_readable, (pixels, image) = result.reduce((False, empty), lambda _, *values: (True, values))
+    return is_readable, pixels, image
 
 
 def _check(condition, message, *values):
     return tf.debugging.Assert(condition, [tf.strings.format(message, values)])
 
 
-def _png_size(encoded):
-    """Reads (height, width) from the header as int64; a truncated header gives zeros."""
+def _png_pixels(encoded):
+    """Reads the number of pixels, int64, from the header of a PNG; a truncated header gives 0."""
     digits = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.uint8), tf.int64)
     digits = tf.pad(digits, [[0, 8 - tf.size(digits)]])
-    width, height = tf.unstack(tf.reduce_sum(tf.reshape(digits, [2, 4]) * [1 << 24, 1 << 16, 1 << 8, 1], 1))
-    return tf.stack([height, width])
+    return tf.reduce_prod(tf.reduce_sum(tf.reshape(digits, [2, 4]) * [1 << 24, 1 << 16, 1 << 8, 1], 1))
 
 
 def _jpeg_size(encoded):
     return tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
-
-
-def _attempt(function, encoded):
-    """Returns whether a function of an encoded image succeeds, and its results, which are empty if it fails.
-
-    Outside a dataset, a failed op would stop the graph with a message that does not name the image. Inside a dataset,
-    `ignore_errors` catches the error.
-    """
-    result = tf.data.Dataset.from_tensors(encoded).map(function).with_options(_UNOPTIMIZED)
-    empty = tuple(tf.zeros([size or 0 for size in spec.shape], spec.dtype) for spec in result.element_spec)
-    return result.ignore_errors().reduce((False, empty), lambda _, *values: (True, values))

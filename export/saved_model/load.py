@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.export.metadata import METADATA_FILE, branch_outputs
+from kerasdet.export.metadata import METADATA_FILE, describe
 from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
@@ -44,11 +44,7 @@ class SavedModelPredictor(Predictor):
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}. Export the model again.") from None
         self.preprocessing = KeepSize()
-        self.num_classes = self.metadata["num_classes"]
-        self.class_names = tuple(self.metadata["class_names"]) if self.metadata["class_names"] else None
-        self.mask_convention = self.metadata["mask_convention"]
-        self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
-        self.branch_outputs = branch_outputs(self.metadata)
+        describe(self, self.metadata)
 
     def detect_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detects objects in a batch of images that have not been resized.

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasdet.errors import UserError
-from kerasdet.export.metadata import METADATA_FILE, branch_outputs
+from kerasdet.export.metadata import METADATA_FILE, describe
 from kerasdet.export.network import RawHeads, as_input, to_original
 from kerasdet.export.protocol import available_cores
 from kerasdet.export.tflite.native_log import without_delegate_line
@@ -53,11 +53,7 @@ class TFLitePredictor(Predictor):
         files = _read_files(self.path)
         self.metadata = json.loads(files[METADATA_FILE])
         self.preprocessing = KeepSize()
-        self.num_classes = self.metadata["num_classes"]
-        self.class_names = tuple(self.metadata["class_names"]) if self.metadata["class_names"] else None
-        self.mask_convention = self.metadata["mask_convention"]
-        self.skeleton = tuple(tuple(pair) for pair in self.metadata["skeleton"])
-        self.branch_outputs = branch_outputs(self.metadata)
+        describe(self, self.metadata)
         self._rule = Preprocessing(**self.metadata["preprocessing"])
         self._heads = self._anchors = None
         if self.metadata["postprocessing"] == "raw":

@@ -15,9 +15,10 @@ _CLASSES_HELP = (
     ". If a .keras file uses Python classes of your own, the modules that a config.gin beside it imports are imported "
     "first; put the folder of these modules on PYTHONPATH"
 )
+_EXPORTED_FILES = ", ".join(spec.suffix for spec in specs() if spec.suffix)
 _MODEL_HELP = (
     "the OUT_DIR of a training run (its last checkpoint is used), a folder of `kerasdet convert`, a .keras file, or "
-    "an export of `kerasdet export`: a folder, a .tflite or an .onnx file; or a name that `kerasdet zoo` lists"
+    f"an export of `kerasdet export`: a folder or a file ({_EXPORTED_FILES}); or a name that `kerasdet zoo` lists"
     f"{_CLASSES_HELP}"
 )
 _TRAINED_HELP = (

@@ -211,4 +211,6 @@ def _print_entry(entry):
     for record in entry["detections"]:
         y1, x1, y2, x2 = record["box"]
         name = record["label"] + (f" #{record['track_id']}" if record.get("track_id") is not None else "")
-        print(f"  {name:<20} {record['score']:.3f}   y {y1:7.1f} to {y2:7.1f}   x {x1:7.1f} to {x2:7.1f}")
+        numbers = {key: value for key, value in record.get("extras", {}).items() if isinstance(value, int | float)}
+        extras = "".join(f"   {key} {value:.4g}" for key, value in numbers.items())
+        print(f"  {name:<20} {record['score']:.3f}   y {y1:7.1f} to {y2:7.1f}   x {x1:7.1f} to {x2:7.1f}{extras}")

@@ -1,5 +1,6 @@
 """Reads the values of macros and checks them."""
 
+import difflib
 import math
 import re
 from pathlib import Path
@@ -79,8 +80,13 @@ def require_macro(name: str) -> None:
     try:
         macro(name)
     except ValueError:
+        near = difflib.get_close_matches(name.upper(), used_macros(), 1)
+        meant = f"did you mean {near[0]}? Otherwise " if near else ""
+        if "STEPS" not in used_macros():
+            meant = "include a recipe that has it, such as include 'finetune.gin', or "
         raise UserError(
-            f"the configuration has no macro {name}: set a macro of the file, or an argument as Name.argument=value."
+            f"the configuration has no macro {name}: {meant}set a macro of the file, or an argument as "
+            "Name.argument=value."
         ) from None
 
 
@@ -153,7 +159,10 @@ def check_macros(path: Path) -> None:
             raise UserError(f"{path}: {name} is {value!r}: expected {requirement}.")
     if missing:
         settings = " ".join(f"--set {name}=..." for name in missing)
-        raise UserError(f"{path}: {', '.join(missing)} must be set: add {settings} or lines in the file.")
+        hint = " --data DATA sets NUM_CLASSES and the annotations." if "TRAIN_ANNOTATIONS" in missing else ""
+        if "CHECKPOINT" in missing:
+            hint += " CHECKPOINT is a name that `kerasdet zoo` lists, a run or a .keras file."
+        raise UserError(f"{path}: {', '.join(missing)} must be set: add {settings} or lines in the file.{hint}")
 
 
 def _violated_requirement(name, value):

@@ -35,9 +35,17 @@ from kerasdet.config.macros import (
     require_macro,
     used_macros,
 )
-from kerasdet.config.surface import ARGUMENTS, CONFIGURABLES, ITEMS
+from kerasdet.config.surface import (
+    ARGUMENTS,
+    CONFIGURABLES,
+    ITEMS,
+    SURFACE,
+    arguments_of,
+    inherited_arguments,
+)
 from kerasdet.data.dataset import OPTIONAL_GROUND_TRUTH
 from kerasdet.errors import UserError
+from kerasdet.keras_utils import ConfigFromInit
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +97,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         if name in used_macros() and not is_set(name):
             gin.bind_parameter(f"%{name}", value)
     check_macros(path)
+    _check_own_arguments(path, overrides)
     _check_types(path, overrides)
     check_circles(find_references(), path)
     is_own = parsed.includes and GIN_CONFIGS not in path.parents
@@ -208,6 +217,21 @@ def _warn_of_unused(overrides, own, path):
                 part,
                 part if part.startswith("%") else f"@{part}()",
             )
+
+
+def _check_own_arguments(path, overrides):
+    """Checks that the arguments exist that are bound of classes of the user, which take the others as ``**kwargs``."""
+    overridden = {override.partition("=")[0].strip() for override in overrides}
+    for (scope, selector), values in gin.config._CONFIG.items():
+        item = gin.config._REGISTRY.get_match(selector).wrapped
+        if item in SURFACE or not (isinstance(item, type) and issubclass(item, ConfigFromInit)):
+            continue
+        own = arguments_of(item)
+        for argument in values:
+            if argument not in (*own, *inherited_arguments(item)):
+                target = f"{scope}/{item.__name__}.{argument}".lstrip("/")
+                where = f"--set {target}" if target in overridden else path
+                raise UserError(f"{where}: {item.__name__} has no argument {argument}: choose one of {', '.join(own)}.")
 
 
 def _check_types(path, overrides):

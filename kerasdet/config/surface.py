@@ -97,16 +97,24 @@ SURFACE = (
 )
 
 
-def _arguments(item):
-    """Returns the names of the arguments that gin may bind, except those that every Keras layer has."""
+def arguments_of(item: Callable) -> list[str]:
+    """Returns the names of the arguments that gin may bind, except those that every Keras layer has.
+
+    Args:
+        item: Class or function.
+    """
     if isinstance(item, type) and issubclass(item, ConfigFromInit):
         return constructor_arguments(item)
     parameters = inspect.signature(item).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-def _inherited(item):
-    """Returns the names of arguments of Keras' base classes that gin may bind."""
+def inherited_arguments(item: Callable) -> list[str]:
+    """Returns the names of arguments of Keras' base classes that gin may bind.
+
+    Args:
+        item: Class or function.
+    """
     takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(item).parameters.values())
     names = ["name", "dtype", "clipnorm", "clipvalue", "global_clipnorm"] if takes_any else []
     return names + (["use_ema", "ema_momentum"] if item in (training.SGD, training.AdamW) else [])
@@ -114,10 +122,12 @@ def _inherited(item):
 
 def _register(item):
     """Makes `item` configurable. A misspelt argument is an error even if `item` takes ``**kwargs``."""
-    return gin.external_configurable(item, module="kerasdet", allowlist=[*_arguments(item), *_inherited(item)])
+    return gin.external_configurable(
+        item, module="kerasdet", allowlist=[*arguments_of(item), *inherited_arguments(item)]
+    )
 
 
-ARGUMENTS = {item.__name__: _arguments(item) for item in SURFACE}
-INHERITED = {item.__name__: _inherited(item) for item in SURFACE}
+ARGUMENTS = {item.__name__: arguments_of(item) for item in SURFACE}
+INHERITED = {item.__name__: inherited_arguments(item) for item in SURFACE}
 ITEMS: dict[str, Callable] = {item.__name__: item for item in SURFACE}
 CONFIGURABLES = {item.__name__: _register(item) for item in SURFACE}  # gin's versions, which apply the bindings

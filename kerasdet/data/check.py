@@ -130,8 +130,8 @@ def _across(splits):
             )
     records = [(split.name, record) for split in splits for record in split.records]
     groups = near_duplicates(fingerprints([record for _, record in records]))
-    if copies := sum(map(len, groups)) - len(groups):
-        notes.append(f"near duplicates of other images: {copies}")
+    if groups:
+        notes.append(f"images that are near duplicates of others: {sum(map(len, groups))}")
     inside: list[list[int]] = []
     shared: list[list[int]] = []
     for group in groups:
@@ -144,7 +144,7 @@ def _across(splits):
         notes.append(f"near duplicates in {_listed([f'{name} ({path})' for name, path in pair.items()])}")
     if shared:
         notes.append(
-            f"{len(shared)} groups of near duplicates are in several splits, which makes the AP too high: split the "
+            f"groups of near duplicates in several splits: {len(shared)}, which makes the AP too high: split the "
             "data with `kerasdet data split`, which keeps near duplicates together"
         )
     return notes

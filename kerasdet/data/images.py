@@ -62,7 +62,7 @@ class ImageInfo:
     by_pil: bool
 
 
-def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_damaged: bool = False) -> tf.Tensor:
+def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True) -> tf.Tensor:
     """Decodes a JPEG, PNG or BMP to the same pixels as PIL and applies its EXIF orientation.
 
     Gray, palette and CMYK images become RGB; alpha is dropped; 16-bit samples keep their upper 8 bits.
@@ -70,27 +70,14 @@ def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True, *, refuse_
     Args:
         encoded: Contents of the image file, bytes or a scalar string tensor.
         exif: Whether to apply the EXIF orientation of a JPEG or PNG, a bool or a scalar bool tensor.
-        refuse_damaged: Whether to raise an error if a JPEG is damaged, see `kerasdet.data.jpeg.is_damaged`.
 
     Returns:
         RGB image, (H, W, 3) uint8.
 
     Raises:
-        tf.errors.InvalidArgumentError: If the file cannot be decoded, or is damaged and `refuse_damaged` is set.
+        tf.errors.InvalidArgumentError: If the file cannot be decoded.
     """
-
-    def decode_jpeg():
-        image = jpeg.decode(encoded)
-        if not refuse_damaged:
-            return image
-        message = (
-            "The image is damaged: its data is truncated, or contains markers at invalid places. Download or save it "
-            "again."
-        )
-        with tf.control_dependencies([tf.debugging.Assert(~jpeg.is_damaged(encoded, image), [message])]):
-            return tf.identity(image)
-
-    image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, lambda: _decode_other(encoded))
+    image = tf.cond(tf.io.is_jpeg(encoded), lambda: jpeg.decode(encoded), lambda: _decode_other(encoded))
     image = tf.ensure_shape(image, (None, None, 3))
     if exif is False:
         return image

@@ -98,7 +98,7 @@ class AugmentedPredictor(PredictorWrapper):
             inputs = self.model.branch_inputs(outputs, image_size)
             return {"candidates": {**candidates, "boxes": boxes}, "branch_inputs": inputs, "size": size}
 
-        return tf.function(run_view, input_signature=[tf.TensorSpec([None, None, 3], tf.float32)])
+        return tf.function(run_view, input_signature=[tf.TensorSpec([None, None, 3], tf.float32)], autograph=False)
 
     def _detect_one(self, image):
         size = tf.shape(image)[:2]

@@ -55,6 +55,7 @@ class Detector(Predictor, Trainer):
                 tf.TensorSpec([None, 2], tf.int32),
                 tf.TensorSpec([None, 2], tf.int32),
             ],
+            autograph=False,  # otherwise a `UserError` in the code of a part becomes a `StagingError`
         )
         # In a namespace, because Keras would track and export a function that is an attribute of the model.
         self._functions = SimpleNamespace(detect=function)

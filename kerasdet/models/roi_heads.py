@@ -242,8 +242,19 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
         Returns:
             Masks or heatmaps of the detected classes, (B, D, S, S, ...).
+
+        Raises:
+            UserError: If the branch returns another shape.
         """
-        return branch.select_class_maps(branch(self.pool(pyramid, boxes, branch), training=False), class_ids)
+        maps = branch.select_class_maps(branch(self.pool(pyramid, boxes, branch), training=False), class_ids)
+        # (B * D, ...), the shape of the branch's `call`, would be broadcast against (B, D) without an error.
+        shape = maps.shape
+        if shape.rank is not None and (shape.rank < 2 or shape[1] not in (None, class_ids.shape[1])):
+            raise UserError(
+                f"{type(branch).__name__}.select_class_maps returns the shape {tuple(shape)}: expected (B, D, ...). "
+                "Reshape its result to the shape of class_ids, followed by the shape of one prediction."
+            )
+        return maps
 
     def _leading_positives(self, regions, positive):
         """Returns the first Q of `regions` (B, P, ...), which include all positives: `select_regions` puts them first.

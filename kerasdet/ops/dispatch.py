@@ -72,6 +72,15 @@ def implementation(name: str) -> Iterator[None]:
         _chosen = before
 
 
+def stock_unless_chosen() -> contextlib.AbstractContextManager[None]:
+    """Makes a ``with`` block that uses stock TensorFlow ops, unless it is inside a block of `implementation`.
+
+    Returns:
+        The context manager.
+    """
+    return contextlib.nullcontext() if _chosen else implementation("tensorflow")
+
+
 def compiled_ops(for_gpus: bool = True) -> ModuleType | None:
     """Returns the compiled ops if the code traced here should use them.
 

@@ -139,26 +139,27 @@ def _error_advice(analysis, words):
             "classification": (f"Wrong classes cost {cost:.3f} AP50.", _confusion_action(analysis)),
             "localisation": (
                 f"{words.capitalize()} that lie near an object but overlap it by less than {FOREGROUND:g} cost "
-                f"{cost:.3f} AP50 ({number:,}).",
+                f"{cost:.3f} AP50 ({count(number, 'detection')}).",
                 f"Train longer or on larger images, and filter the images by localisation: are the annotated {words} "
                 "tight?",
             ),
             "both": (
-                f"Detections with both a wrong class and an inexact position cost {cost:.3f} AP50 ({number:,}).",
+                f"Detections with both a wrong class and an inexact position cost {cost:.3f} AP50 "
+                f"({number:,} of them).",
                 "Train longer; such errors go together with the other two kinds.",
             ),
             "duplicate": (
-                f"Duplicate detections of an object cost {cost:.3f} AP50 ({number:,}).",
+                f"Duplicate detections of an object cost {cost:.3f} AP50 ({number:,} of them).",
                 "Lower `Postprocessing.nms_threshold`, so that NMS drops more.",
             ),
             "background": (
-                f"Detections on background cost {cost:.3f} AP50 ({number:,}).",
+                f"Detections on background cost {cost:.3f} AP50 ({number:,} of them).",
                 f"Filter the images by background{_crowded_with_background(analysis)}. If they show objects, annotate "
                 "them; otherwise add images with such background and without objects to the training data.",
             ),
             "missed": (
                 f"Objects without any detection cost {cost:.3f} AP50 ({number:,} of "
-                f"{int(analysis.positives[0].sum()):,}).",
+                f"{count(int(analysis.positives[0].sum()), 'object')}).",
                 _missed_action(analysis),
             ),
         }[name]

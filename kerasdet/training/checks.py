@@ -146,7 +146,8 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
         if not low <= rule.shortest <= high:
             log.warning(
                 "Training resizes the shorter side of images to %s pixels, but detection resizes it to %d: set "
-                "SHORTEST_EDGE and LONGEST_EDGE (Python: shortest and longest of ResizeShortestEdge) to similar sizes.",
+                "ResizeShortestEdge.shortest and ResizeShortestEdge.longest, or SHORTEST_EDGE and LONGEST_EDGE, to "
+                "similar sizes.",
                 f"{low} to {high}" if low < high else low,
                 rule.shortest,
             )

@@ -8,8 +8,9 @@ import tiny
 from PIL import Image
 
 from kerasdet import cli
+from kerasdet.cli.predict import predict
 from kerasdet.data import CocoDataset
-from kerasdet.inference import TiledPredictor, Tracker, VideoReader, VideoWriter, video
+from kerasdet.inference import Detections, TiledPredictor, Tracker, VideoReader, VideoWriter, video
 from kerasdet.loading import load_predictor
 
 pytest.importorskip("av", reason="needs the extra video")
@@ -44,6 +45,22 @@ def model(folder):
 def frames(path):
     with VideoReader(str(path)) as reader:
         return list(reader)
+
+
+class WithAges:
+    """Answers every image with one disk and further outputs of branches: a number and a list."""
+
+    class_names = ("disk",)
+
+    def detect(self, image):
+        extras = {"age": np.float32([31.52]), "colour": np.float32([[1, 0, 0]])}
+        return Detections(np.float32([[0, 0, 8, 8]]), [0.9], [0], (16, 16), self.class_names, extras=extras)
+
+
+def test_numbers_of_branches_are_printed(folder, capsys):
+    predict(WithAges(), [str(folder / "large.png")], score_threshold=0.3)
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("  disk ") and line.endswith("   age 31.52")
 
 
 def test_every_frame_of_a_video_is_detected(folder, model, capsys):

@@ -131,13 +131,13 @@ def test_faults_are_listed(tmp_path):
     assert len(report.errors) == 2
     for part in ("train_2.png does not exist", "train_3.png is not a", "annotation 1 has", "annotation 2 "):
         assert part in text
-    assert "near duplicates in train" in text and "1 groups of near duplicates are in several splits" in text
+    assert "near duplicates in train" in text and "groups of near duplicates in several splits: 1" in text
     assert len(check(tmp_path, strict=True).errors) == 4
 
 
 def test_near_duplicates_in_one_split_are_named(tmp_path):
     text = str(check(make(tmp_path, [scene(0), scene(1), scene(0)], split="train")))
-    assert "near duplicates of other images: 1" in text
+    assert "images that are near duplicates of others: 2" in text
     assert re.search(r"near duplicates in train: \S+train_0\.png, \S+train_2\.png$", text, re.MULTILINE)
     assert "train_1.png" not in text and "several splits" not in text
 

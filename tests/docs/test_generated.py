@@ -31,7 +31,7 @@ def test_defaults_and_types_are_those_of_the_signature():
     rows = {row[0]: row for row in generator("settings").describe_arguments(training.Validation)}
     assert rows["data"][1:3] == ("Any", "required")
     assert rows["patience"][1:] == (
-        r"int \| None",
+        "int | None",
         "`None`",
         "Number of consecutive evaluations without improvement of `monitor` after which training stops. None: training "
         "never stops early.",
@@ -95,9 +95,9 @@ def test_latencies_of_recommended_models_are_those_of_the_results():
     column = table[0].split(" | ").index("RTMDet-tiny, 320")
     measured = {row.split("|")[1].strip(): int(row.split("|")[column + 1]) for row in table[2:9]}
     page = (doc_blocks.ROOT / "docs/zoo.md").read_text()
-    lite = re.search(r"TFLite at 320x320: (\d+) ms in float32, (\d+) ms in int8 \[1\]", page)
+    lite = re.search(r"TFLite at 320x320: (\d+) ms in float32, (\d+) ms in int8 \(a\)", page)
     assert [int(number) for number in lite.groups()] == [measured["TFLite float32"], measured["TFLite int8"]]
-    cpu = re.search(r"(\d+) ms in OpenVINO int8, (\d+) ms in ONNX Runtime float32 \[1\]", page)
+    cpu = re.search(r"(\d+) ms in OpenVINO int8, (\d+) ms in ONNX Runtime float32 \(a\)", page)
     assert [int(number) for number in cpu.groups()] == [measured["OpenVINO int8"], measured["ONNX Runtime float32"]]
 
 

@@ -66,6 +66,21 @@ def test_generated_contents_replace_the_sentence_below_a_mark(address):
         assert heading in html and b"<code>make docs</code> builds" not in html
 
 
+def test_no_markup_is_left_in_the_text(address):
+    """A note such as "[1] [name](page.md)" is a link to Markdown's references, and the site draws no mermaid."""
+    index = json.load(urllib.request.urlopen(f"{address}search/search_index.json"))
+    pages = {entry["location"].partition("#")[0] for entry in index["docs"]}
+    assert len(pages) > 40
+    for page in pages:
+        html = urllib.request.urlopen(f"{address}{page}").read().decode()
+        assert "flowchart LR" not in html, page
+        examples_as_text = re.findall(r"<blockquote>\s*<blockquote>", html)
+        assert examples_as_text == [], page
+        assert re.search(r"<code>[^<]*(\\\||&amp;lt;)", html) is None, page  # code in tables needs no escapes
+        text = re.sub(r"<(pre|code|script|style)\b.*?</\1>|<[^>]+>", "", html, flags=re.DOTALL)
+        assert re.findall(r"\w+\]\([\w./#-]+\)|\d\([\w./-]+\.md\S*\)", text) == [], page
+
+
 def test_tutorials_are_notebooks_with_outputs(address):
     tutorials = sorted((doc_blocks.ROOT / "docs/tutorials").glob("*.md"))
     assert len(tutorials) == 5

@@ -11,7 +11,8 @@ from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.graph_folding import fold_batch_norm, fold_constants, fold_strides
 from kerasdet.export.graph_precision import to_float32
 from kerasdet.keras_compat import freeze_variables
-from kerasdet.ops import implementation
+from kerasdet.ops import implementation, nms
+from kerasdet.ops.dispatch import raw_ops
 
 IMAGE = [tf.TensorSpec([None, None, None, 3], tf.float32)]
 
@@ -178,6 +179,23 @@ def test_model_with_mixed_policy_exports_in_float32(rng):
     x = rng.normal(0, 1, (1, 40, 56, 3)).astype(np.float32)
     expected = precise(x)["c3"]
     np.testing.assert_allclose(graph.detect(x)["y"], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_graph_with_a_loop_runs_and_has_stock_ops():
+    def ranked(boxes):
+        indices, counts = nms(boxes, boxes[..., 0], iou_threshold=0.5, max_detections=4)
+        return {"indices": tf.cond(tf.size(boxes) > 0, lambda: indices, lambda: 0 * indices), "counts": counts}
+
+    signature = [tf.TensorSpec([None, None, 4], tf.float32)]
+    graph = InferenceGraph(ranked, signature)
+    boxes = np.float32([[[0, 0, 8, 8], [1, 0, 9, 8], [20, 20, 30, 30]]])
+    found = graph.detect(boxes)
+    np.testing.assert_array_equal(found["indices"], [[2, 1, -1, -1]])
+    assert graph.graph_def.library.function  # bodies of loops or branches
+    assert b"Kerasdet>" not in graph.graph_def.SerializeToString()
+    if raw_ops() is not None:
+        with implementation("compiled"):
+            assert b"Kerasdet>Nms" in InferenceGraph(ranked, signature).graph_def.SerializeToString()
 
 
 def test_weights_are_stored_once():

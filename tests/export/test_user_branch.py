@@ -131,9 +131,7 @@ def test_invalid_declaration_of_outputs_raises():
         wrong = type("Wrong", (Number,), attributes)
         with pytest.raises(UserError, match=message):
             broken = tiny.rcnn(branches=[MaskBranch(num_convs=1, channels=8), wrong()])
-            # not `detect`: in a graph TensorFlow wraps the error in its own
-            batch = broken.preprocessing.batch(tiny.images()[:1])
-            broken.postprocess(broken(batch), batch["image_size"])
+            broken.detect(tiny.images()[0])
 
 
 def test_sensitive_copy_keeps_the_branches(model):

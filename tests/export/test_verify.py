@@ -91,6 +91,39 @@ def test_broken_converter_raises(mutation, precision):
         compare([(expected, BROKEN[mutation](expected))], CLASSES[precision], subject="out.tflite")
 
 
+@pytest.mark.parametrize("precision", CLASSES)
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"boxes": lambda b: b[..., [1, 0, 3, 2]]}, r"boxes are \(x1, y1, x2, y2\): expected \(y1, x1, y2, x2\)"),
+        ({"boxes": lambda b: b / [600, 800, 600, 800]}, "boxes are fractions of the image: expected pixels"),
+        ({"boxes": lambda b: b * 2.1}, "boxes are in pixels of an image of another size: expected pixels of the orig"),
+        ({"class_ids": lambda c: c + 1}, "class ids are 1 too high: expected 0 for the first class"),
+        ({"class_ids": lambda c: c - 1}, "class ids are 1 too low: expected 0 for the first class"),
+    ],
+)
+def test_usual_mistakes_of_a_new_format_are_named(precision, change, cause):
+    expected = detections()
+    with pytest.raises(VerificationError, match=rf"\. Its {cause}.* Correct the export format, or report it"):
+        compare([(expected, changed(expected, **change))], CLASSES[precision], score_threshold=THRESHOLD)
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [("float32", "compare the input first"), ("16 bits", "Use another precision")]
+)
+def test_differences_without_a_usual_cause_have_a_remedy(precision, remedy):
+    expected = detections()
+    with pytest.raises(VerificationError, match=rf"differs from the model in .* {remedy}.*bug of kerasdet\."):
+        compare([(expected, changed(expected, scores=lambda s: s / 2))], CLASSES[precision])
+
+
+def test_missing_output_is_listed_with_the_others():
+    expected = detections()
+    renamed = {f"detection_{name}": value for name, value in expected.items()}
+    with pytest.raises(VerificationError, match=r"boxes is missing among detection_.*`from_tf_od` converts"):
+        compare([(expected, renamed | {"valid": expected["valid"]})], EXACT)
+
+
 @pytest.mark.parametrize("precision", ["16 bits", "8 bits"])
 @pytest.mark.parametrize("mutation", list(BROKEN)[:8])
 def test_broken_converter_with_rounding_raises(mutation, precision):

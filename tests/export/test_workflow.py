@@ -39,6 +39,7 @@ def make_toy(change=lambda detections: detections, precisions=("float32", "int8"
     def write(model, path, *, precision, gin_config, calibration_images=()):
         if path.exists():
             raise FileExistsError(f"{path} exists: export to another file or delete it.")
+        assert len(calibration_images) <= 100
         path.write_text(precision)
         return path
 
@@ -89,6 +90,14 @@ def test_calibration_images_are_the_default_verify_images(toy, models, tmp_path,
         )
     counts = [re.search(r"\d+ images?", message)[0] for message in caplog.messages if message.startswith("Comparing")]
     assert counts == ["4 images", "1 image"]
+
+
+def test_of_many_calibration_images_a_hundred_are_used(toy, models, tmp_path, caplog):
+    toy()
+    images = [np.full_like(tiny.images()[0], i) for i in range(205)]
+    with caplog.at_level("INFO"):
+        export_and_verify(models("tiny"), tmp_path / "a.toy", format="toy", precision="int8", calibration_images=images)
+    assert "Calibrating on 100 of the 205 images, at equal distances." in caplog.messages
 
 
 def test_default_verify_images_have_two_sizes():
@@ -242,11 +251,13 @@ def test_invalid_file_raises_one_line(models, tmp_path):
         verify_export(models("tiny"), tmp_path / "assets", tiny.images()[:1])
 
 
-def test_missing_precision_in_metadata_names_the_format(toy, models, tmp_path, monkeypatch):
+@pytest.mark.parametrize("metadata", [{}, {"precision": "fp32"}])
+def test_unknown_precision_in_metadata_names_the_format(toy, models, tmp_path, monkeypatch, metadata):
     toy()
-    unfinished = dataclasses.replace(formats.format_named("toy"), read_metadata=lambda path: {})
+    unfinished = dataclasses.replace(formats.format_named("toy"), read_metadata=lambda path: metadata)
     monkeypatch.setattr(sys.modules["kerasdet.export.toy.format"], "FORMAT", unfinished)
-    with pytest.raises(VerificationError, match=r"has no 'precision'.*`write` of format toy add it, one of float32"):
+    message = f"precision {metadata.get('precision')!r}, .* expected one of float32, int8. Let `write` of format toy"
+    with pytest.raises(VerificationError, match=message):
         export_and_verify(models("tiny"), tmp_path / "x.toy", format="toy", verify_images=tiny.images())
 
 
@@ -260,6 +271,9 @@ def test_missing_precision_in_metadata_names_the_format(toy, models, tmp_path, m
             "expected toys alone. Remove the code that imports them from ",
         ),
         ("1 / 0", "ZeroDivisionError: division by zero. Compare the installed packages with "),
+        ("raise ValueError('Function f is not defined. .')", "not defined. Compare the installed packages with "),
+        ("raise KeyError('Kerasdet>Nms')", "KeyError: 'Kerasdet>Nms'. Make the graph with `InferenceGraph`, or inside"),
+        ("pass", "worker.py wrote no outputs.npz: expected the outputs of "),
     ],
 )
 def test_failed_worker_says_what_to_do(tmp_path, code, remedy):
@@ -277,6 +291,12 @@ def test_copy_with_another_threshold_equals_the_model(models):
     assert 0 < len(theirs) < len(ours)
     np.testing.assert_allclose(theirs.boxes[0], ours.boxes[0], atol=1e-4)
     assert workflow.with_score_threshold(tiny.rcnn(), 0.3).postprocessing.score_threshold == 0.3
+
+
+@pytest.mark.parametrize(("cases", "seconds"), [([], [0.1]), ([({}, {})], [])])
+def test_worker_run_without_cases_or_seconds_raises(cases, seconds):
+    with pytest.raises(VerificationError, match=f"has {len(cases)} cases and {len(seconds)} seconds: .*run_in_worker"):
+        WorkerRun(cases, seconds)
 
 
 @pytest.mark.parametrize("protocol", [Format, FormatSpec, Option])

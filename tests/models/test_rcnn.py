@@ -174,6 +174,16 @@ def test_branch_whose_names_differ_from_its_results_raises():
         detections_of(model, batch())
 
 
+def test_branch_that_does_not_separate_images_raises():
+    class Flat(SizeBranch):
+        def select_class_maps(self, logits, class_ids):
+            return tf.reshape(logits, [-1, 1])
+
+    model = randomized(mask_rcnn(roi_heads=roi_heads([Flat()])))
+    with pytest.raises(UserError, match=r"Flat.select_class_maps returns the shape \(.*: expected \(B, D, \.\.\.\)"):
+        model.detect_batch(inputs(batch()))
+
+
 @pytest.mark.parametrize(
     "branches,message",
     [

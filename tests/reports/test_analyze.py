@@ -93,6 +93,7 @@ def test_findings_say_what_to_do(made):
     text = " ".join(f"{each['text']} {each['action']}" for each in found)
     assert re.search(r"AP changed by -0\.\d+ .*0 objects are fixed, 3 are broken", text)
     assert re.search(r"--score-threshold [\d.]+", text)
+    assert re.search(r"cost \d\.\d+ AP50 \([\d,]+ (of them|detections?|of [\d,]+ objects?)\)", text)
 
 
 def test_thresholds_can_be_pasted(content):

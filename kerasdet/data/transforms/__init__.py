@@ -6,11 +6,11 @@ batch: `image` (H, W, 3), `image_size` (2,), `boxes` (M, 4), `class_ids` (M,), `
 keypoints also has `keypoint_flip` (J,): keypoint j of the mirrored image is keypoint ``keypoint_flip[j]`` of the image.
 In training it also has `step`, a scalar int64, which `UntilStep` reads. Transforms pass other keys through. All
 randomness comes from `seed` (2,) int32, so an example is reproducible. Each transform is a dataclass.
-`training_batches` and `train` take a list of transforms, which they apply in order:
+`training_batches` and `train` take a list of transforms, which they apply in order. Transforms that change only colours
+are cheapest before the image is enlarged.
 
->>> transforms = [RandomPhotometricDistort(), ScaleJitter((1024, 1024)), RandomFlip()]
-
-Transforms that change only colours are cheapest before the image is enlarged.
+Example:
+    >>> transforms = [RandomPhotometricDistort(), ScaleJitter((1024, 1024)), RandomFlip()]
 """
 
 from kerasdet.data.transforms.affine import RandomAffine, RandomRotate90
