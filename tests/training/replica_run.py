@@ -20,7 +20,7 @@ from kerasdet.evaluation import validation_losses
 from kerasdet.models import MaskBranch
 from kerasdet.training import SGD, WarmupMultiStep, make_strategy, train
 
-STEPS, BATCH_SIZE = 12, 4
+STEPS, BATCH_SIZE = 20, 4
 TRAINED = {"float32": "retinanet", "float64": "mask_rcnn"}
 
 
@@ -28,8 +28,8 @@ def detector(name):
     """Makes a RetinaNet or a Mask R-CNN whose norms take statistics over all replicas."""
     keras.utils.set_random_seed(1)
     if name == "retinanet":
-        return tiny.detector(backbone=tiny.PlainBackbone(norm="sync_bn"))
-    backbone = tiny.PlainBackbone(features=("c2", "c3", "c4", "c5"), norm="sync_bn")
+        return tiny.detector(backbone=tiny.backbone(norm="sync_bn"))
+    backbone = tiny.backbone(norm="sync_bn", out_features=("c2", "c3", "c4", "c5"))
     return tiny.rcnn(backbone=backbone, branches=[MaskBranch(num_convs=1, channels=8)])
 
 
@@ -37,7 +37,7 @@ def optimizer(precision):
     """Returns AdamW for float64, SGD for float32; both clip gradients."""
     if precision == "float64":
         return keras.optimizers.AdamW(1e-3, weight_decay=0.05, global_clipnorm=1.0)
-    return SGD(WarmupMultiStep(3e-4, milestones=(9,), warmup_steps=3), weight_decay=1e-3, global_clipnorm=1.0)
+    return SGD(WarmupMultiStep(2e-4, milestones=(15,), warmup_steps=5), weight_decay=1e-3, global_clipnorm=1.0)
 
 
 def main(strategy, annotations, out, out_dir):

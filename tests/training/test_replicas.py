@@ -62,11 +62,9 @@ ENDLESS = """
 import logging, os, sys, time
 tests, annotations, out_dir = sys.argv[1:]
 sys.path.insert(0, tests)
-import tensorflow as tf
 import tiny
 from kerasdet.data import CocoDataset
 from kerasdet.training import SGD, Checkpointing, make_strategy, train
-tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # it takes longer than the steps
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 fsync = os.fsync
 def slow_fsync(handle):  # gives a worker that does not wait for the checkpoint the time to leave
@@ -76,7 +74,7 @@ os.fsync = slow_fsync
 arguments = {"steps": 10**6, "batch_size": 2, "log_every": 1, "out_dir": out_dir}
 arguments["checkpointing"] = Checkpointing(steps_per_epoch=10**6)
 with make_strategy("multi_worker").scope():
-    train(tiny.detector(backbone=tiny.PlainBackbone()), CocoDataset(annotations), optimizer=SGD(1e-4), **arguments)
+    train(tiny.detector(), CocoDataset(annotations), optimizer=SGD(1e-4), **arguments)
 """
 
 
