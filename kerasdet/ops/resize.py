@@ -116,7 +116,7 @@ def resize_uint8(
         ValueError: If `kernel` is neither "pil" nor "opencv".
     """
     if kernel not in UINT8_KERNELS:
-        raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(KERNELS)}. Change kernel.")
+        raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(UINT8_KERNELS)}. Change kernel.")
     library = compiled_ops(for_gpus=False) if image.shape.rank == 3 and image.shape[-1] == 3 else None
     if library is not None:
         size = tf.cast(size, tf.int32)
