@@ -66,7 +66,7 @@ class ProposalSelection(ConfigFromInit):
         score_threshold: Boxes with an objectness below this probability are dropped before NMS. In [0, 1].
 
     Raises:
-        UserError: If a maximum is not a positive integer, or `nms_threshold` or `min_size` is out of its range.
+        UserError: If a maximum is not a positive integer, or another number is out of its range.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ProposalSelection(ConfigFromInit):
             train_pre_nms_top_k=train_pre_nms_top_k,
             train_post_nms_top_k=train_post_nms_top_k,
         )
-        check_numbers("ProposalSelection", 0, 1, nms_threshold=nms_threshold)
+        check_numbers("ProposalSelection", 0, 1, nms_threshold=nms_threshold, score_threshold=score_threshold)
         check_numbers("ProposalSelection", 0, min_size=min_size)
         self.pre_nms_top_k = pre_nms_top_k
         self.post_nms_top_k = post_nms_top_k

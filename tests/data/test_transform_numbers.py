@@ -503,6 +503,8 @@ def test_image_only_function_must_keep_the_size(image):
         (lambda: Mosaic(size=640), "size"),
         (lambda: MixUp(ratio=(0, 1)), "ratio"),
         (lambda: CopyPaste(max_objects=0), "max_objects"),
+        (lambda: CopyPaste(max_objects=1.5), "max_objects=1.5; expected a positive integer"),
+        (lambda: RandomIoUCrop(trials=2.5), "trials=2.5; expected a positive integer"),
         (lambda: RandomApply([], 1.1), "probability"),
         (lambda: UntilStep(-1, []), "step"),
     ],
