@@ -16,6 +16,7 @@ IMPOSSIBLE = {
     "no proposals": lambda: models.ProposalSelection(post_nms_top_k=0),
     "NMS threshold of proposals": lambda: models.ProposalSelection(nms_threshold=7),
     "weight of positives": lambda: losses.FocalLoss(alpha=25),
+    "weight of minus infinity": lambda: losses.FocalLoss(alpha=-float("inf")),
     "negative exponent": lambda: losses.FocalLoss(gamma=-2),
     "negative beta": lambda: losses.SmoothL1Loss(beta=-1),
     "IoU in percent": lambda: matching.IoUMatcher(foreground_iou=50, background_iou=40),
