@@ -113,8 +113,9 @@ class ProposalSelection(ConfigFromInit):
             training: Whether to use `train_pre_nms_top_k` instead of `pre_nms_top_k`.
 
         Returns:
-            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N), which are minus infinity for boxes that the
-            filters drop, and ``level_ids`` (B, N), the index of each box's pyramid level.
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N), which are minus infinity for boxes that
+            `min_size` or `score_threshold` drops, and ``level_ids`` (B, N), the index of each box's pyramid level. N is
+            the number of candidates of all levels.
         """
         top_k = self.train_pre_nms_top_k if training else self.pre_nms_top_k
         boxes, logits, level_ids = [], [], []

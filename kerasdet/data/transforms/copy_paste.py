@@ -67,7 +67,7 @@ class CopyPaste(MixTransform):
         if "masks" not in example:
             raise UserError(
                 "CopyPaste got examples without masks; expected a dataset that was read with masks=True. Set "
-                "masks=True, or use MixUp or Mosaic."
+                "CocoDataset.masks=True (Python: masks=True), or use MixUp or Mosaic."
             )
         seeds = tf.unstack(tf.random.split(seed, 3))
         random = tf.random.stateless_uniform([2], seeds[0])
