@@ -154,9 +154,7 @@ def read_parts(
         changes = Changes(str(source.path), strict)
         data = read_source(source, name, changes, classes)
         label = f"{source.path} ({name})"
-        part = make_part(name, data, label, taken, on_bad_image=on_bad_image, strict=strict)
-        part.counts.update(changes.counts)
-        parts.append(part)
+        parts.append(make_part(name, data, label, taken, changes, on_bad_image=on_bad_image, strict=strict))
     first = parts[0]
     for part in parts[1:]:
         if _classes(part) != _classes(first):

@@ -10,7 +10,7 @@ from kerasdet.data.annotations import read_contents
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.images import SUFFIXES
 from kerasdet.data.records import Record
-from kerasdet.data.values import as_float, as_floats
+from kerasdet.data.values import Changes, as_float, as_floats
 
 _OWN_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "keypoints", "num_keypoints"}
 _OWN_KEYS |= {"difficult", "isgroupof", "IsGroupOf", "name"}  # the flags of groups are also under `is_group_of`
@@ -70,6 +70,7 @@ def make_part(
     data: Mapping[str, Any],
     source: str,
     taken: set[str],
+    changes: Changes,
     *,
     on_bad_image: str = "error",
     strict: bool = False,
@@ -82,6 +83,7 @@ def make_part(
             the images.
         source: Path of the dataset for error messages.
         taken: Names of the images of other splits. The function adds the names of this split to the set.
+        changes: Repairs that the reader of the format made. The function logs and counts them.
         on_bad_image: What to do if an image file is missing, damaged or not of the annotated size: "error" raises a
             `UserError` that names it, "skip" leaves the image out.
         strict: Whether to raise an error instead of repairing or dropping invalid values, such as numbers written as
@@ -95,6 +97,7 @@ def make_part(
     """
     keypoints = any(category.get("keypoints") for category in data["categories"])
     dataset = Dataset(data, None, source=source, on_bad_image=on_bad_image, keypoints=keypoints, strict=strict)
+    dataset.add_changes(changes)
     contents = read_contents(data, source, masks=True, keypoints=keypoints, strict=strict)
     of_image: dict[int, list] = {}
     for annotation in contents.annotations:
