@@ -51,15 +51,16 @@ def to_float32(graph: GraphDef) -> GraphDef:
 
 
 def lower_precision(graph: GraphDef, dtype: tf.DType, ends: Collection[str]) -> GraphDef:
-    """Converts convolutions and matrix products with constant weights, and the ops between two of them, to 16 bits.
+    """Converts convolutions and matrix products with constant weights, and simple ops that follow them, to 16 bits.
 
+    Ops that follow, such as Relu and Reshape, are converted if all their floating-point inputs are 16-bit or constants.
     Everything else, such as the decoding of boxes, stays in float32. The casts are part of the graph and the weights
     are stored in `dtype`, so neither a server's settings nor another processor changes the precision of any op.
 
     Args:
         graph: A graph in float32 whose weights are constants.
         dtype: `tf.bfloat16` or `tf.float16`.
-        ends: Names of the graph's inputs and outputs, which must remain.
+        ends: Names of the graph's input and output nodes, which stay in float32.
 
     Returns:
         The converted graph.

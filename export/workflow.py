@@ -18,6 +18,7 @@ from kerasdet.data import shapes
 from kerasdet.data.image_files import list_images
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate
+from kerasdet.export.checks import check_model
 from kerasdet.export.formats import choose_spec, format_named, format_of
 from kerasdet.export.verify import EIGHT_BITS, Report, Tolerance, compare, tolerance_for
 from kerasdet.files import removing_on_failure
@@ -82,6 +83,7 @@ def export_and_verify(
         The path of the export, and a report as a string.
 
     Raises:
+        TypeError: If the model is not a detector.
         UserError: If the format is unknown, or the format or the model does not support an option.
         OSError: If `path` exists or cannot be written, or the file of an image does not exist.
         VerificationError: If the export does not run, differs from the model, or loses too much AP.
@@ -90,6 +92,7 @@ def export_and_verify(
         >>> model = kerasdet.load("torchvision/retinanet_resnet50_fpn_v2")
         >>> path, report = export_and_verify(model, "published.onnx", size=(320, 320))
     """
+    check_model(model)
     path = expand(path)
     format = choose_spec(path, format).name
     export_format = format_named(format)

@@ -41,7 +41,7 @@ def check_numbers(owner: str, low: float, high: float = float("inf"), /, **value
     for name, value in values.items():
         numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         if not all(
-            each is None or (_is(each, Real) and low <= each <= high and each < float("inf")) for each in numbers
+            each is None or (_is(each, Real) and low <= each <= high and abs(each) < float("inf")) for each in numbers
         ):
             raise UserError(f"{owner}.{name} is {value!r}: expected a number {limits}.")
 

@@ -76,7 +76,9 @@ def load(path: str | Path) -> keras.Model | Predictor:
 
 
 def require_model(path: str | Path) -> None:
-    """Checks that a path contains a model or an export, without loading it.
+    """Checks that a path is a file, a folder with a model or an export, or a name of the zoo, without loading it.
+
+    The contents of a file are not checked.
 
     Args:
         path: A path or a name of `kerasdet zoo`, as `load` accepts them.

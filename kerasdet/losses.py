@@ -215,6 +215,7 @@ class QualityFocalLoss(ConfigFromInit):
     """
 
     def __init__(self, beta: float = 2.0, weight: float = 1.0):
+        check_numbers("QualityFocalLoss", 0, beta=beta, weight=weight)
         self.beta = beta
         self.weight = weight
 
@@ -282,6 +283,7 @@ class IoULoss(ConfigFromInit):
     """
 
     def __init__(self, linear: bool = False, weight: float = 1.0):
+        check_numbers("IoULoss", 0, weight=weight)
         self.linear = linear
         self.weight = weight
 
@@ -317,6 +319,7 @@ class GIoULoss(ConfigFromInit):
     """
 
     def __init__(self, weight: float = 1.0):
+        check_numbers("GIoULoss", 0, weight=weight)
         self.weight = weight
 
     def __call__(

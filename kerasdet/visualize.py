@@ -239,6 +239,8 @@ def _check_boxes(boxes, labels, scores, class_ids):
         raise ValueError(f"boxes is {_describe(boxes)}: expected numbers of shape (N, 4) as (y1, x1, y2, x2).")
     if not np.isfinite(boxes).all():
         raise ValueError("boxes has a value that is NaN or infinite: expected finite numbers.")
+    if isinstance(labels, str):
+        raise ValueError(f"labels is the string {labels!r}: expected a list with one name per box.")
     for name, values in (("labels", labels), ("scores", scores), ("class_ids", class_ids)):
         if values is not None and (isinstance(values, str) or len(values) != len(boxes)):
             raise ValueError(f"{name} has {len(values)} entries for {len(boxes)} boxes: expected one entry per box.")

@@ -3,8 +3,8 @@ import pytest
 from kerasdet import layers, losses, models, training
 from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.errors import UserError
-from kerasdet.geometry import anchors, coders, matching, sampling
-from kerasdet.models import common, postprocess
+from kerasdet.geometry import anchors, coders, default_boxes, dynamic_matching, matching, sampling
+from kerasdet.models import common, dynamic_mask_branch, postprocess
 
 IMPOSSIBLE = {
     "score threshold in percent": lambda: postprocess.Postprocessing(score_threshold=50),
@@ -16,6 +16,7 @@ IMPOSSIBLE = {
     "no proposals": lambda: models.ProposalSelection(post_nms_top_k=0),
     "NMS threshold of proposals": lambda: models.ProposalSelection(nms_threshold=7),
     "weight of positives": lambda: losses.FocalLoss(alpha=25),
+    "weight of minus infinity": lambda: losses.FocalLoss(alpha=-float("inf")),
     "negative exponent": lambda: losses.FocalLoss(gamma=-2),
     "negative beta": lambda: losses.SmoothL1Loss(beta=-1),
     "IoU in percent": lambda: matching.IoUMatcher(foreground_iou=50, background_iou=40),
@@ -44,13 +45,31 @@ IMPOSSIBLE = {
     "flat anchors": lambda: anchors.AnchorGenerator(aspect_ratios=(0.0,)),
     "no anchors": lambda: anchors.AnchorGenerator(aspect_ratios=()),
     "weights of 0": lambda: coders.DeltaCoder(weights=(0, 0, 0, 0)),
+    "score threshold of proposals": lambda: models.ProposalSelection(score_threshold=5),
+    "no bins": lambda: layers.RoIPooler(0),
+    "negative sampling": lambda: layers.RoIPooler(sampling_ratio=-1),
+    "negative convolutions of RTMDet": lambda: layers.RTMDetHead(num_convs=-1),
+    "impossible classes": lambda: layers.FCOSHead(prior_probability=0),
+    "certain classes": lambda: layers.RetinaNetHead(prior_probability=1),
+    "classes in percent": lambda: layers.RTMDetHead(prior_probability=1.5),
+    "negative exponent of qualities": lambda: losses.QualityFocalLoss(beta=-1),
+    "negative weight": lambda: losses.IoULoss(weight=-1),
+    "weight as text": lambda: losses.GIoULoss(weight="2"),
+    "IoU of SSD in percent": lambda: default_boxes.SSDMatcher(foreground_iou=50),
+    "no candidates": lambda: dynamic_matching.DynamicSoftLabelAssigner(top_k=0),
+    "negative radius": lambda: dynamic_matching.DynamicSoftLabelAssigner(center_radius=-3),
+    "negative convolutions of masks": lambda: dynamic_mask_branch.DynamicMaskBranch(feature_convs=-1),
+    "padding of depthwise convolutions": lambda: layers.SSDNeck(separable=True, unpadded=1),
+    "no features": lambda: layers.ResNet(18, width=8, out_features=()),
+    "no features of CSPNeXt": lambda: layers.CSPNeXt(out_features=()),
+    "feature as text": lambda: layers.CSPNeXt(out_features="c5"),
     "two weights": lambda: coders.DeltaCoder(weights=(1, 1)),
 }
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_impossible_number_raises_where_it_is_set(name):
-    with pytest.raises(UserError, match=r"expected (a |an |numbers |four )|Increase longest "):
+    with pytest.raises(UserError, match=r"expected (a |an |numbers |four |some of |unpadded=0)|Increase longest "):
         IMPOSSIBLE[name]()
 
 

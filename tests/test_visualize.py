@@ -194,6 +194,7 @@ def test_invalid_image_raises(wrong):
         ({"boxes": np.zeros(4)}, "boxes"),
         ({"boxes": [["a", "b", "c", "d"]]}, "boxes"),
         ({"boxes": [[0, 0, np.nan, 1]]}, "finite"),
+        ({"labels": "ab"}, "labels is the string 'ab': expected a list"),
         ({"labels": ["a"]}, "labels has 1 entries for 2 boxes"),
         ({"labels": "ab"}, "labels"),
         ({"scores": [0.1, 0.2, 0.3]}, "scores"),

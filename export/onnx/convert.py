@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 from onnx import helper
+from tensorflow.core.framework.function_pb2 import FunctionDef
 
 from kerasdet.errors import UserError
 from kerasdet.export.onnx.builder import GraphBuilder
@@ -34,7 +35,7 @@ class Converter:
         builder: The `GraphBuilder` that receives the nodes.
     """
 
-    def __init__(self, library: dict[str, tf.compat.v1.NodeDef], converters: dict[str, Callable]):
+    def __init__(self, library: dict[str, FunctionDef], converters: dict[str, Callable]):
         self.builder = GraphBuilder()
         self._library = library
         self._converters = converters

@@ -22,7 +22,8 @@ class OpenVinoPredictor(GraphPredictor):
         device: Name of the device in OpenVINO, such as "CPU" or "GPU".
 
     Raises:
-        UserError: If kerasdet did not write the folder, or if OpenVINO is not installed or cannot load the model.
+        UserError: If kerasdet did not write the folder, or if OpenVINO is not installed, cannot load the model or does
+            not have the device.
 
     Example:
         >>> detections = kerasdet.load("detector").detect("street.jpg")
@@ -32,7 +33,13 @@ class OpenVinoPredictor(GraphPredictor):
         path = expand(path)
         core, model = _read(path)
         super().__init__(path, _properties(model, path))
-        self._compiled = core.compile_model(model, device, CONFIG)
+        try:
+            self._compiled = core.compile_model(model, device, CONFIG)
+        except RuntimeError as error:
+            raise UserError(
+                f"OpenVINO cannot run {path} on the device {device!r}; available are "
+                f"{', '.join(core.available_devices)}. Change device. ({_reason(error)})"
+            ) from None
         self._names = [output.any_name for output in self._compiled.outputs]
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -95,5 +102,8 @@ def _read(path):
     try:
         return core, core.read_model(path / MODEL_FILE)
     except RuntimeError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{path} cannot be loaded by OpenVINO: {reason}. Export the model again.") from None
+        raise UserError(f"{path} cannot be loaded by OpenVINO: {_reason(error)}. Export the model again.") from None
+
+
+def _reason(error):
+    return " ".join(str(error).split()).rstrip(".")

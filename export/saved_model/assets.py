@@ -77,11 +77,9 @@ def _model_card(metadata, path, signatures):
         "",
         "## Preprocessing (inside)",
         "",
-        f"The shorter side is resized to {rule['shortest']} pixels, or to fewer if the longer side would exceed "
-        f"{rule['longest']} (kernel {rule['kernel']}, rounding of {rule['rounding']}). Mean "
-        f"{_numbers(rule['mean'])}, standard deviation {_numbers(rule['std'])}, channels {rule['channel_order']}; "
-        f"padding to a multiple of {rule['size_divisor']}. Encoded images of more than {metadata['max_pixels']:,} "
-        "pixels raise an error.",
+        f"{_resizing(rule)} (kernel {rule['kernel']}). Mean {_numbers(rule['mean'])}, standard deviation "
+        f"{_numbers(rule['std'])}, channels {rule['channel_order']}; {_padding(rule)}. Encoded images of more than "
+        f"{metadata['max_pixels']:,} pixels raise an error.",
         "",
         "## Signatures",
         "",
@@ -109,6 +107,22 @@ _MEANINGS = {
     "detection_masks": "probabilities inside the box: resize to the box's size and cut at 0.5",
     "detection_keypoints": "y and x as fractions of the image's height and width, and a score",
 }
+
+
+def _resizing(rule):
+    """Describes how images are resized, from the configuration of a `Preprocessing`."""
+    if rule["rounding"] == "square":
+        return f"The image is stretched to {rule['longest']}x{rule['longest']} pixels"
+    return (
+        f"The shorter side is resized to {rule['shortest']} pixels, or to fewer if the longer side would exceed "
+        f"{rule['longest']}, with the rounding of {rule['rounding']}"
+    )
+
+
+def _padding(rule):
+    if rule["letterbox_value"] is not None:
+        return f"padding to a square with pixels of {rule['letterbox_value']:g}"
+    return f"padding to a multiple of {rule['size_divisor']}"
 
 
 def _classes(metadata):

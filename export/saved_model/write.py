@@ -28,6 +28,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from kerasdet.errors import UserError
+from kerasdet.export import checks
 from kerasdet.export.formats import choose_spec
 from kerasdet.export.graph import InferenceGraph
 from kerasdet.export.saved_model.assets import write_assets
@@ -72,12 +73,14 @@ def export_saved_model(
     Raises:
         FileExistsError: If `path` is a file or a folder that is not empty.
         OSError: If `path` cannot be written.
+        TypeError: If the model is not a detector.
         UserError: If an option is unknown or out of its range, or the suffix of `path` is that of a file.
 
     Example:
         >>> export_saved_model(model, "detector", precision="bfloat16")
         >>> detections = kerasdet.load("detector").detect("street.jpg")
     """
+    checks.check_model(model)
     path = expand(path)
     choose_spec(path, "saved_model")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

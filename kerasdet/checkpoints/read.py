@@ -10,8 +10,8 @@ from kerasdet.paths import expand
 _PICKLE_STARTS = (b"\x80", b"(", b"}", b"]", b"c")
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 _ADVICE = (
-    "Expected a .pth, .pkl, .safetensors or .npz file of tensors: download it again, or save model.state_dict() in the "
-    "source framework."
+    "Expected a .pth, .pt, .pkl, .safetensors or .npz file of tensors: download it again, or save model.state_dict() "
+    "in the source framework."
 )
 
 
@@ -59,7 +59,9 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
     except ValueError as error:
         raise UserError(f"{path}: {str(error)[:500]}. {_ADVICE}") from error
     except OSError as error:
-        raise UserError(f"{path}: the file cannot be read ({error.strerror or error}). {_ADVICE}") from error
+        raise UserError(
+            f"{path}: the file cannot be read ({error.strerror or error}). Pass a checkpoint file that you may read."
+        ) from error
     except Exception as error:  # Damaged zip and NumPy headers raise many types of errors.
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(f"{path}: the file is damaged ({reason}). {_ADVICE}") from error

@@ -71,7 +71,8 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
             continue
         theirs = _without_batch(outputs[name], ours.ndim)
         if name == "class_logits" and torchvision and theirs.ndim == ours.ndim:
-            theirs = theirs[:, 1:]
+            has_background = ours.shape[1] > model.num_classes  # the last column, which only SSD has
+            theirs = np.roll(theirs, -1, 1) if has_background else theirs[:, 1:]
         if theirs.shape != ours.shape:
             raise UserError(
                 f"The entry {name!r} of the reference outputs has shape {theirs.shape}, but the model computes "
@@ -94,7 +95,7 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
 def _network_outputs(model, image):
     """Returns the pyramid and the outputs of a dense head in torch's layout, by the names of `verify`."""
     batch = model.preprocessing.batch([image])
-    inputs = {"image": batch["image"], "image_size": batch["image_size"]}
+    inputs = model.preprocessing.network_input(batch["image"], batch["image_size"])
     pyramid = model.neck(model.backbone(model.preprocessing.normalize(**inputs)))
     found = {level: x[0].numpy().transpose(2, 0, 1) for level, x in pyramid.items()}
     outputs = model(inputs)

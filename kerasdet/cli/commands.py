@@ -87,7 +87,8 @@ def _check_training_data(recipe):
     if isinstance(path, str) and not expand(path, "TRAIN_ANNOTATIONS").exists():
         raise FileNotFoundError(
             f"The file {path}, the training data of {recipe} (TRAIN_ANNOTATIONS), does not exist. Pass your dataset "
-            "with --data, or set TRAIN_ANNOTATIONS and EVAL_ANNOTATIONS."
+            "with --data, or set the paths with --set TRAIN_ANNOTATIONS=... --set EVAL_ANNOTATIONS=..., and "
+            "TRAIN_IMAGES and EVAL_IMAGES if the images are elsewhere."
         )
 
 

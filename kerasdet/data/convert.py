@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kerasdet.data import write_coco, write_tfrecord, write_voc, write_yolo
 from kerasdet.data.classes import Classes
-from kerasdet.data.portable import Part, make_part
+from kerasdet.data.portable import Part, further_values, make_part
 from kerasdet.data.recognise import Source, read_source, recognise
 from kerasdet.data.remote import is_remote
 from kerasdet.data.values import Changes
@@ -111,7 +111,21 @@ def write_parts(parts: Sequence[Part], folder: Path, to: str) -> dict[str, Count
     """
     with writing(folder):
         lost = WRITERS[to](parts, folder)
+    if to != "coco":
+        lost += _further_values(parts)
     return {**{part.name: Counter(part.counts) for part in parts}, "lost": +lost}
+
+
+def _further_values(parts):
+    """Counts the values that only COCO files store, by name."""
+    counts = Counter()
+    for annotation in (each for part in parts for item in part.items for each in item.annotations):
+        for key, value in further_values(annotation).items():
+            if key != "is_group_of":
+                counts[f"values of {key}"] += 1
+            elif value:
+                counts["group flags"] += 1
+    return counts
 
 
 def read_parts(

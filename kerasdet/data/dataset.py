@@ -307,8 +307,8 @@ def _refuse(problems, ids, source):
     repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
     for problem in (*problems, *repeated):
         raise UserError(
-            f"{source}: {problem.item} {problem.text}, which strict=True does not allow. Correct the file, or remove "
-            "strict."
+            f"{source}: {problem.item} {problem.text}, which --strict (Python: strict=True) does not allow. Correct "
+            "the file, or remove the option."
         )
 
 

@@ -10,7 +10,10 @@ from kerasdet.data.annotations import read_contents
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.images import SUFFIXES
 from kerasdet.data.records import Record
+from kerasdet.data.values import as_float, as_floats
 
+_OWN_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "keypoints", "num_keypoints"}
+_OWN_KEYS |= {"difficult", "isgroupof", "IsGroupOf", "name"}  # the flags of groups are also under `is_group_of`
 _SUFFIX_OF = {
     b"\xff\xd8": ".jpg",
     b"\x89P": ".png",
@@ -120,6 +123,23 @@ def clip(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, An
         return None
     inside = (x1, y1) == (x, y) and (x2, y2) == (x + w, y + h)
     return {**annotation, "bbox": [x, y, w, h] if inside else [x1, y1, x2 - x1, y2 - y1]}
+
+
+def further_values(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """Selects the values that only COCO files store: `is_group_of` and what `extra_annotation_keys` can read.
+
+    Args:
+        annotation: COCO annotation with checked values.
+
+    Returns:
+        A dict of numbers and lists of numbers by key.
+    """
+    return {
+        key: value
+        for key, value in annotation.items()
+        if key not in _OWN_KEYS
+        and (isinstance(value, bool) or as_float(value) is not None or as_floats(value) is not None)
+    }
 
 
 def _name(record, taken):

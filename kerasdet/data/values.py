@@ -197,7 +197,8 @@ class Changes:
         """
         if self.strict:
             raise UserError(
-                f"{self.source}: {name} {fact}, which strict=True does not allow. Correct the file, or remove strict."
+                f"{self.source}: {name} {fact} (kind: {kind.replace('_', ' ')}), which --strict (Python: strict=True) "
+                "does not allow. Correct the file, or remove the option."
             )
         self.note(kind, name, fact)
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerasdet.data.portable import Part
+from kerasdet.data.portable import Part, further_values
 from kerasdet.data.progress import progress
 
 
@@ -34,9 +34,9 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
 
 
 def _plain(annotation):
-    """Returns the keys of an annotation that COCO defines, and `difficult` of Pascal VOC."""
+    """Returns the keys of an annotation that COCO defines, `difficult` of Pascal VOC, and further numbers."""
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    plain = {key: annotation[key] for key in keys}
+    plain = {**further_values(annotation), **{key: annotation[key] for key in keys}}
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
         segmentation = {**segmentation, "counts": segmentation["counts"].decode("ascii")}

@@ -24,7 +24,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
         folder: Empty folder to write to.
 
     Returns:
-        Counts of values that the format cannot store, by name: "crowds" and "difficult flags".
+        Counts of values that the format cannot store, by name: "crowds", "difficult flags" and "masks".
     """
     lost: Counter[str] = Counter()
     annotations = [each for part in parts for item in part.items for each in item.annotations]
@@ -44,6 +44,7 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
                     lost["crowds"] += 1
                     continue
                 lost["difficult flags"] += bool(annotation.get("difficult"))
+                lost["masks"] += bool(annotation.get("segmentation")) and not polygons
                 values = _polygon(annotation, *size) if polygons else _box(annotation["bbox"], *size)
                 values += _keypoints(annotation.get("keypoints"), joints, *size)
                 rows.append(" ".join([str(class_of[annotation["category_id"]]), *map(_number, values)]))

@@ -114,7 +114,7 @@ def accumulate(
     """
     engine = check_engine(engine)
     if engine == "hotcoco":  # hotcoco accepts no negative ids; adding the same number to all ids keeps their order
-        shifts = shifts_of(image_ids, category_ids)
+        shifts = shifts_of(truth)
         truth, detections = shifted(truth, shifts), shifted(detections, shifts)
         image_ids = [image_id + shifts["image_id"] for image_id in image_ids]
         category_ids = [category_id + shifts["category_id"] for category_id in category_ids]
@@ -135,17 +135,19 @@ def accumulate(
     return Accumulated(np.asarray(numbers["precision"]), np.asarray(numbers["recall"]))
 
 
-def shifts_of(image_ids: Sequence[int], category_ids: Sequence[int]) -> dict[str, int]:
+def shifts_of(dataset: Mapping) -> dict[str, int]:
     """Computes the offsets that make the ids of images and categories non-negative, which hotcoco needs.
 
     Args:
-        image_ids: Ids of the images.
-        category_ids: Ids of the categories.
+        dataset: A dict of `images` and `categories` in the form of a COCO file.
 
     Returns:
         A dict of the offsets, 0 or more, that are added to the ids: "image_id" and "category_id".
     """
-    return {key: -min(0, *ids) for key, ids in (("image_id", (0, *image_ids)), ("category_id", (0, *category_ids)))}
+    return {
+        key: -min([0, *(each["id"] for each in dataset[section])])
+        for section, key in (("images", "image_id"), ("categories", "category_id"))
+    }
 
 
 def shifted(dataset: Mapping, shifts: Mapping[str, int]) -> Mapping:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kerasdet.errors import UserError
 from kerasdet.evaluation.cases import Source, cases_of_type
-from kerasdet.evaluation.engines import check_engine
+from kerasdet.evaluation.engines import check_engine, shifted, shifts_of
 from kerasdet.evaluation.metrics import CocoMetrics
 
 SUMMARY = (
@@ -62,12 +62,19 @@ def evaluate_lvis(
                 f"{where}: category {category['id']} has the frequency {category.get('frequency')!r}; expected 'r', "
                 "'c' or 'f'. Use an annotation file of LVIS v1."
             )
-    dataset = {"images": cases.images, "categories": cases.categories}
+    shifts = shifts_of({"images": cases.images, "categories": cases.categories})
+    images = [
+        {**image, **{key: [each + shifts["category_id"] for each in image[key]] for key in _IMAGE_KEYS}}
+        for image in cases.images
+    ]
+    dataset = {"images": images, "categories": cases.categories}
     truth = {**dataset, "annotations": [entry for entry in cases.annotations if entry["area"] > 0]}
     found = {**dataset, "annotations": [entry for entry in _best(cases.detections) if entry["area"] > 0]}
-    evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), iou_type, lvis_style=True)
+    evaluation = hotcoco.COCOeval(
+        *(hotcoco.COCO(shifted(each, shifts)) for each in (truth, found)), iou_type, lvis_style=True
+    )
     params = evaluation.params
-    params.imgIds = list(cases.image_ids)
+    params.imgIds = [image_id + shifts["image_id"] for image_id in cases.image_ids]
     evaluation.params = params
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.run()

@@ -45,7 +45,7 @@ def evaluate_open_images(ground_truth: Source, results: Source, image_ids: Seque
         "images": [{"id": image["id"]} for image in cases.images],
         "categories": [{"id": key, "name": name} for key, name in cases.names.items()],
     }
-    shifts = shifts_of([image["id"] for image in cases.images], list(cases.names))
+    shifts = shifts_of(dataset)
     truth, found = (
         hotcoco.COCO(shifted({**dataset, "annotations": entries}, shifts)) for entries in (objects, detections)
     )

@@ -80,8 +80,8 @@ class ResultsReader:
         if score is None or not abs(score) <= _LARGEST:
             raise self._error(
                 name,
-                f"has the score {show(entry['score'])}; expected a number of at most {_LARGEST:.1e}. Export the "
-                "results again.",
+                f"has the score {show(entry['score'])}; expected a finite number, such as 0.87. Export the results "
+                "again.",
             )
         if isinstance(entry["score"], str):
             self.changes.add("converted_values", name(), f'has "score" {show(entry["score"])}')

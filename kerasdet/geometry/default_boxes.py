@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry.matching import IGNORE, NEGATIVE, ignore_mask, valid_gt_mask
@@ -116,6 +117,7 @@ class SSDMatcher(ConfigFromInit):
     """
 
     def __init__(self, foreground_iou: float = 0.5, ignore_crowd_iof: float | None = None):
+        check_numbers("SSDMatcher", 0, 1, foreground_iou=foreground_iou, ignore_crowd_iof=ignore_crowd_iof)
         self.foreground_iou = foreground_iou
         self.ignore_crowd_iof = ignore_crowd_iof
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.geometry import boxes as box_ops
 from kerasdet.geometry.matching import IGNORE, NEGATIVE, outside_padded_size, valid_gt_mask
 from kerasdet.keras_utils import ConfigFromInit
@@ -43,6 +44,8 @@ class DynamicSoftLabelAssigner(ConfigFromInit):
         iou_weight: float = 3.0,
         padded_size_divisor: int | None = 1,
     ):
+        check_numbers("DynamicSoftLabelAssigner", 0, center_radius=center_radius, iou_weight=iou_weight)
+        check_positive("DynamicSoftLabelAssigner", top_k=top_k, padded_size_divisor=padded_size_divisor)
         self.center_radius = center_radius
         self.top_k = top_k
         self.iou_weight = iou_weight

@@ -1,9 +1,12 @@
 """Defines the protocol of backbones: images in, named feature maps out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import tensorflow as tf
+
+from kerasdet.arguments import check_names
+from kerasdet.errors import UserError
 
 # Pixel statistics by which the input of backbones is normalised, RGB on a scale of 0..255
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -87,3 +90,22 @@ class Backbone(Protocol):
             ``strides[name]``, rounded up.
         """
         ...
+
+
+def check_features(name: str, out_features: Sequence[str], available: Iterable[str]) -> None:
+    """Checks the names of the features that a backbone returns.
+
+    Args:
+        name: Name of the backbone, for the error message.
+        out_features: Names to return, such as ``c3``.
+        available: Names that the backbone can compute.
+
+    Raises:
+        UserError: If `out_features` is empty or not a list of names, or has a name that is not available.
+    """
+    check_names(f"{name}.out_features", out_features)
+    choice = f"expected some of {', '.join(available)}. Change out_features."
+    if not out_features:
+        raise UserError(f"{name}.out_features is empty: {choice}")
+    if missing := [feature for feature in out_features if feature not in available]:
+        raise UserError(f"{name} has no feature {', '.join(missing)}: {choice}")

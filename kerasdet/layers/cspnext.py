@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit
+from kerasdet.layers.backbone import check_features
 from kerasdet.layers.conv import ConvNorm, DepthwiseConvNorm
 from kerasdet.layers.norm import make_norm
 
@@ -278,11 +279,7 @@ class CSPNeXt(ConfigFromInit, keras.Model):
     ) -> None:
         super().__init__(**kwargs)
         available = [f"c{i + 2}" for i in range(len(_BLOCKS))]
-        if unknown := set(out_features) - set(available):
-            raise UserError(
-                f"CSPNeXt has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "
-                "Change out_features."
-            )
+        check_features("CSPNeXt", out_features, available)
         width = int(_CHANNELS * widen_factor)
         if width < 2:
             raise UserError(

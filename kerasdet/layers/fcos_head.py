@@ -12,6 +12,7 @@ from kerasdet.layers.heads import (
     Tower,
     check_attached,
     check_one_point,
+    check_prior,
     class_predictor,
     per_anchor,
     predictor,
@@ -54,7 +55,7 @@ class FCOSHead(ConfigFromInit, DenseHead):
     ):
         super().__init__(**kwargs)
         check_numbers("FCOSHead", 0, num_convs=num_convs)
-        check_numbers("FCOSHead", 0, 1, prior_probability=prior_probability)
+        check_prior("FCOSHead", prior_probability)
         self.num_convs = num_convs
         self.norm = norm
         self.norm_epsilon = norm_epsilon

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import float_dtype, freeze, policy_scope
 from kerasdet.layers.conv import ConvNorm
@@ -210,6 +211,19 @@ def class_predictor(filters: int, prior_probability: float) -> ConvNorm:
     """
     bias = keras.initializers.Constant(prior_bias(prior_probability))
     return ConvNorm(filters, 3, kernel_initializer=small_normal(), bias_initializer=bias, name="class_logits")
+
+
+def check_prior(owner: str, prior_probability: float) -> None:
+    """Checks the initial probability of a class.
+
+    Args:
+        owner: Name of the head, for the error message.
+        prior_probability: Value of the head's argument of this name.
+
+    Raises:
+        UserError: If the value is not a number in (0, 1), at least 1e-6 from both ends.
+    """
+    check_numbers(owner, 1e-6, 1 - 1e-6, prior_probability=prior_probability)
 
 
 def prior_bias(probability: float) -> float:

@@ -10,7 +10,7 @@ from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import level_number
 from kerasdet.keras_compat import flatten_layers
 from kerasdet.keras_utils import ConfigFromInit
-from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
+from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD, check_features
 
 _COARSEST = 32  # images are padded to a multiple of this many pixels
 # Prefix of an architecture -> mean and standard deviation of the pixels that its weights expect, on a scale of 0..255.
@@ -113,7 +113,7 @@ class PyramidBackbone(ConfigFromInit, _Pyramid):
                 "describes."
             )
         available = {f"c{level_number(name.lower())}": tensor for name, tensor in outputs.items()}
-        _check_features(type(backbone).__name__, out_features, available)
+        check_features(type(backbone).__name__, out_features, available)
         self.backbone = backbone
         self.out_features = tuple(out_features)
         self.input_mean = tuple(input_mean)
@@ -182,7 +182,7 @@ class KerasApplication(ConfigFromInit, _Pyramid):
                 "of a weights file without the classifier. Change pretrained, or connect to the internet once."
             ) from None
         available = _last_of_each_stride(self.backbone)
-        _check_features(architecture, out_features, available)
+        check_features(architecture, out_features, available)
         _set_norms(self.backbone, self.freeze_norms)
         self.connect({name: available[name] for name in out_features}, *pixels)
 
@@ -202,11 +202,3 @@ def _last_of_each_stride(model):
             if len(spec.shape) == 4 and tuple(spec.shape[1:3]) == (side >> level, side >> level):
                 found[f"c{level}"] = tensor
     return found
-
-
-def _check_features(name, wanted, available):
-    missing = [feature for feature in wanted if feature not in available]
-    if missing or not wanted:
-        raise UserError(
-            f"{name} has no feature {', '.join(missing)}: expected some of {', '.join(available)}. Change out_features."
-        )

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.keras_utils import ConfigFromInit
+from kerasdet.layers.backbone import check_features
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.deform import DeformConvNorm
 from kerasdet.layers.norm import make_norm
@@ -101,10 +102,11 @@ class ResNet(ConfigFromInit, keras.Model):
             raise ValueError(
                 f"ResNet.groups is {groups}, but basic blocks allow only 1: set groups=1 or block='bottleneck'."
             )
-        if unknown := {*out_features, *deform_stages} - set(available):
+        check_features("ResNet", out_features, available)
+        if unknown := set(deform_stages) - set(available):
             raise ValueError(
                 f"This ResNet has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "
-                "Change out_features and deform_stages, or add stages."
+                "Change deform_stages, or add stages."
             )
         check_positive("ResNet", width=width, groups=groups)
         check_numbers("ResNet", 0, len(self.stages) + 1, freeze_at=freeze_at)

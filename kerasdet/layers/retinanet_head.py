@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kerasdet.arguments import check_numbers
 from kerasdet.keras_utils import ConfigFromInit
-from kerasdet.layers.heads import DenseHead, Tower, check_attached, class_predictor, per_anchor, predictor
+from kerasdet.layers.heads import DenseHead, Tower, check_attached, check_prior, class_predictor, per_anchor, predictor
 
 
 @keras.saving.register_keras_serializable(package="kerasdet")
@@ -37,7 +37,7 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
     ):
         super().__init__(**kwargs)
         check_numbers("RetinaNetHead", 0, num_convs=num_convs)
-        check_numbers("RetinaNetHead", 0, 1, prior_probability=prior_probability)
+        check_prior("RetinaNetHead", prior_probability)
         self.num_convs = num_convs
         self.norm = norm
         self.norm_epsilon = norm_epsilon

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from kerasdet import ops
+from kerasdet.arguments import check_numbers, check_positive
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import level_number
 from kerasdet.keras_utils import ConfigFromInit
@@ -41,6 +42,8 @@ class RoIPooler(ConfigFromInit):
     ):
         if method not in POOLING_METHODS:
             raise UserError(f"RoIPooler.method is {method!r}: choose 'roi_align' or 'roi_pool'.")
+        check_positive("RoIPooler", output_size=output_size)
+        check_numbers("RoIPooler", 0, sampling_ratio=sampling_ratio)
         self.output_size = output_size
         self.method = method
         self.sampling_ratio = sampling_ratio

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.keras_utils import ConfigFromInit
 from kerasdet.layers.conv import ConvNorm
 from kerasdet.layers.heads import (
@@ -12,6 +13,7 @@ from kerasdet.layers.heads import (
     Tower,
     check_attached,
     check_one_point,
+    check_prior,
     per_anchor,
     prior_bias,
     small_normal,
@@ -52,6 +54,8 @@ class RTMDetHead(ConfigFromInit, DenseHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_numbers("RTMDetHead", 0, num_convs=num_convs)
+        check_prior("RTMDetHead", prior_probability)
         self.num_convs = num_convs
         self.norm = norm
         self.norm_epsilon = norm_epsilon

@@ -23,8 +23,8 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         in_features: Names of the backbone features, finest first. Each is ``c`` and a level number, such as ``c3``.
         extra_channels: Number of channels of each extra level.
         unpadded: Number of extra levels, counted from the coarsest, whose 3x3 convolution has a stride of 1 and no
-            padding. It reduces height and width by two cells, such as from 3x3 to 1x1. SSD300 has 2 such levels. Has
-            no effect if `separable` is True.
+            padding. It reduces height and width by two cells, such as from 3x3 to 1x1. SSD300 has 2 such levels.
+            Must be 0 if `separable` is True.
         separable: Whether each 3x3 convolution is a depthwise one with ReLU6, followed by a 1x1 convolution (SSDLite).
         norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
@@ -35,7 +35,8 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        UserError: If there is no extra level, or `unpadded` is negative or exceeds the number of extra levels.
+        UserError: If there is no extra level, `unpadded` is negative or exceeds the number of extra levels, or the
+            neck is `separable` and `unpadded` is not 0.
 
     Example:
         >>> neck = SSDNeck(("c3", "c4"), (512, 256, 256, 256), unpadded=2, finest_scale=20.0)
@@ -62,6 +63,11 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
                 f"SSDNeck got extra_channels={tuple(extra_channels)} and unpadded={unpadded}: expected at least one "
                 f"entry in extra_channels, and unpadded from 0 to the number of these entries. Change unpadded or "
                 "extra_channels."
+            )
+        if separable and unpadded:
+            raise UserError(
+                f"SSDNeck got separable=True and unpadded={unpadded}: expected unpadded=0, because depthwise "
+                "convolutions are always padded. Set unpadded=0 or separable=False."
             )
         self.in_features = tuple(in_features)
         self.extra_channels = tuple(extra_channels)

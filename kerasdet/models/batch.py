@@ -22,8 +22,7 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
         (B, M) bool, and the other entries of the batch unchanged.
 
     Raises:
-        UserError: If the batch is not a dict.
-        ValueError: If one of `image`, `boxes` and `class_ids` is missing.
+        UserError: If the batch is not a dict, or one of `image`, `boxes` and `class_ids` is missing.
     """
     batch = unpack_batch(data)
     if not isinstance(batch, Mapping):
@@ -33,7 +32,7 @@ def training_batch(data: Mapping | tuple) -> dict[str, tf.Tensor]:
         )
     batch = dict(batch)
     if missing := [name for name in ("image", "boxes", "class_ids") if name not in batch]:
-        raise ValueError(
+        raise UserError(
             f"A training batch lacks {', '.join(missing)}; it has {', '.join(batch)}. Make batches with "
             "kerasdet.data.pipeline.training_batches, or add the missing keys."
         )

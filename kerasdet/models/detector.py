@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdet.arguments import check_names
 from kerasdet.errors import UserError
 from kerasdet.inference.padded import BranchOutput, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
@@ -68,10 +69,12 @@ class Detector(Predictor, Trainer):
     @class_names.setter
     def class_names(self, class_names: Sequence[str] | None) -> None:
         # A model with a wrong number of names could be saved but not loaded
-        if isinstance(class_names, str) or (class_names and len(class_names) != self.num_classes):
-            what = "is a string" if isinstance(class_names, str) else f"has length {len(class_names)}"
+        if isinstance(class_names, str):
+            check_names("class_names", class_names)
+        if class_names and len(class_names) != self.num_classes:
             raise UserError(
-                f"class_names {what} ({', '.join(map(str, class_names[:5]))}{', ...' * (len(class_names) > 5)}): "
+                f"class_names has length {len(class_names)} "
+                f"({', '.join(map(str, class_names[:5]))}{', ...' * (len(class_names) > 5)}): "
                 f"expected a list of {self.num_classes} names. Give one name for each class, in the order of the class "
                 "ids."
             )

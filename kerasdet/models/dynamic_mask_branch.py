@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
+from kerasdet.arguments import check_numbers
 from kerasdet.errors import UserError
 from kerasdet.geometry import mask_targets
 from kerasdet.geometry.boxes import centers
@@ -70,6 +71,8 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         **kwargs,
     ):
         super().__init__(**{"name": "mask_branch", **kwargs})
+        counts = {"num_convs": num_convs, "feature_convs": feature_convs}
+        check_numbers("DynamicMaskBranch", 0, **counts, loss_weight=loss_weight)
         self.num_convs = num_convs
         self.feature_convs = feature_convs
         self.norm = norm

@@ -115,8 +115,9 @@ class KeypointBranch(ConfigFromInit, Branch):
             batch: Ground truth with ``keypoints`` (B, M, J, 3) as (y, x, visibility), in pixels.
 
         Returns:
-            A dict of ``cells`` (B, P, J) int32, the index of each keypoint's cell among the S * S cells, and
-            ``visible`` (B, P, J) bool, true for keypoints that are labelled and inside the region.
+            A dict of ``cells`` (B, P, J) int32, the index of each keypoint's cell in the S x S heatmap, counted row by
+            row, and 0 where ``visible`` is false, and ``visible`` (B, P, J) bool, true for keypoints that are labelled
+            and inside the region.
 
         Raises:
             UserError: If the ground truth has another number of keypoints than the branch.

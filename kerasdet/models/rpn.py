@@ -66,7 +66,7 @@ class ProposalSelection(ConfigFromInit):
         score_threshold: Boxes with an objectness below this probability are dropped before NMS. In [0, 1].
 
     Raises:
-        UserError: If a maximum is not a positive integer, or `nms_threshold` or `min_size` is out of its range.
+        UserError: If a maximum is not a positive integer, or another number is out of its range.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ProposalSelection(ConfigFromInit):
             train_pre_nms_top_k=train_pre_nms_top_k,
             train_post_nms_top_k=train_post_nms_top_k,
         )
-        check_numbers("ProposalSelection", 0, 1, nms_threshold=nms_threshold)
+        check_numbers("ProposalSelection", 0, 1, nms_threshold=nms_threshold, score_threshold=score_threshold)
         check_numbers("ProposalSelection", 0, min_size=min_size)
         self.pre_nms_top_k = pre_nms_top_k
         self.post_nms_top_k = post_nms_top_k
@@ -113,8 +113,9 @@ class ProposalSelection(ConfigFromInit):
             training: Whether to use `train_pre_nms_top_k` instead of `pre_nms_top_k`.
 
         Returns:
-            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N), which are minus infinity for boxes that the
-            filters drop, and ``level_ids`` (B, N), the index of each box's pyramid level.
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N), which are minus infinity for boxes that
+            `min_size` or `score_threshold` drops, and ``level_ids`` (B, N), the index of each box's pyramid level. N is
+            the number of candidates of all levels.
         """
         top_k = self.train_pre_nms_top_k if training else self.pre_nms_top_k
         boxes, logits, level_ids = [], [], []

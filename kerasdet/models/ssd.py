@@ -35,14 +35,16 @@ class SSD(ConfigFromInit, Detector):
     """Detects objects from default boxes at every position of feature maps of several sizes (SSD, arXiv 1512.02325).
 
     The defaults are those of torchvision's SSD300, except that no layer is frozen. Images are stretched to a square.
-    For SSDLite (https://arxiv.org/abs/1801.04381), pass a `MobileNetV3`, and a neck and a head with `separable=True`.
+    For SSDLite (https://arxiv.org/abs/1801.04381), start from the recipe `ssdlite_mobilenetv3_coco`: it differs in
+    backbone, neck, head, default boxes, postprocessing and preprocessing.
 
     Args:
         num_classes: K, number of classes without background.
         class_names: Names of the K classes in the order of their ids; training sets them from the data.
         backbone: Keras model that maps images to features, as `kerasdet.layers.backbone` describes. By default `VGG()`.
         neck: Layer that maps features to levels, whose channels may differ. By default SSD300's `SSDNeck`.
-        anchors: Default boxes of the neck's levels. By default `DefaultBoxes()`.
+        anchors: Default boxes of the neck's levels. By default `DefaultBoxes()`, which fits only the default backbone
+            and neck at 300 x 300 pixels.
         coder: Converts between boxes and the deltas that the head predicts. By default `DeltaCoder((10, 10, 5, 5))`.
         head: Predicts class logits and box deltas. By default `SSDHead()`.
         matcher: Matches default boxes to ground truth. By default `SSDMatcher()`.

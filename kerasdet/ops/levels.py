@@ -1,5 +1,7 @@
 """Assigns boxes to the levels of a feature pyramid, by their sizes."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -24,6 +26,28 @@ def assign_levels(
     begins = [_level_begin(level, canonical_level, epsilon) for level in range(lowest + 1, highest + 1)]
     above = tf.expand_dims(ratio, 1) >= tf.constant(begins, tf.float32, [len(begins)])  # (N, L - 1)
     return lowest + tf.reduce_sum(tf.cast(above, tf.int32), 1)
+
+
+def level_numbers(pyramid: Mapping[str, tf.Tensor], op: str) -> list[int]:
+    """Reads the numbers of a pyramid's levels from their names.
+
+    Args:
+        pyramid: Features by level name, such as "p2".
+        op: Name of the op that pools from the pyramid, for the error message.
+
+    Returns:
+        The numbers in ascending order.
+
+    Raises:
+        ValueError: If the levels have a gap.
+    """
+    levels = sorted(int(name[1:]) for name in pyramid)
+    if levels != list(range(levels[0], levels[-1] + 1)):
+        raise ValueError(
+            f"The pyramid of {op} has the levels {', '.join(sorted(pyramid))}: expected levels without a gap, such as "
+            "p2, p3, p4. Pass every level between the first and the last."
+        )
+    return levels
 
 
 def _level_begin(level, canonical_level, epsilon):

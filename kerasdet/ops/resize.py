@@ -72,21 +72,21 @@ def shortest_edge_size(
 def resize(
     image: tf.Tensor, size: tuple[int, int] | tf.Tensor, kernel: str, window: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Resizes images to a size, or computes only a window of the resized images.
+    """Resizes images to a size, and returns the resized images or a window of them.
 
     Args:
-        image: (..., H, W, C) uint8, or float in 0..255.
+        image: (H, W, C) or (B, H, W, C) uint8, or float in 0..255.
         size: New height and width in pixels, two ints or a (2,) tensor.
         kernel: "bilinear" equals `torch.nn.functional.interpolate` (half-pixel centres, no antialiasing). "pil" equals
-            `PIL.Image.resize` with BILINEAR on uint8: antialiased, and rounded to integers after the horizontal pass,
-            which comes first (Pillow up to 12), and after the vertical pass. "opencv" equals `cv2.resize` with
-            INTER_LINEAR on uint8 (`mmcv.imrescale`): not antialiased, in fixed-point arithmetic. "pil" and "opencv"
-            first round floats to integers.
-        window: (4,) int32 yxyx, a window inside the resized image, in pixels. Only its pixels are computed, with the
+            `PIL.Image.resize` with BILINEAR on uint8 in Pillow up to 12: antialiased, first horizontally, then
+            vertically, and rounded to integers after each pass. "opencv" equals `cv2.resize` with INTER_LINEAR on uint8
+            (`mmcv.imrescale`): not antialiased, in fixed-point arithmetic. "pil" and "opencv" first round floats to
+            integers.
+        window: (4,) int32 yxyx, a window inside the resized image, in pixels. Only its pixels are returned, with the
             values of a crop of the whole result. None: the whole image.
 
     Returns:
-        The resized images or windows, (..., height, width, C) float32.
+        The resized images or windows, (height, width, C) or (B, height, width, C) float32.
 
     Raises:
         ValueError: If `kernel` is unknown.
@@ -116,7 +116,7 @@ def resize_uint8(
         ValueError: If `kernel` is neither "pil" nor "opencv".
     """
     if kernel not in UINT8_KERNELS:
-        raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(KERNELS)}. Change kernel.")
+        raise ValueError(f"kernel is {kernel!r}: expected one of {', '.join(UINT8_KERNELS)}. Change kernel.")
     library = compiled_ops(for_gpus=False) if image.shape.rank == 3 and image.shape[-1] == 3 else None
     if library is not None:
         size = tf.cast(size, tf.int32)

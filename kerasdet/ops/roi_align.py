@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
 from kerasdet.ops.dispatch import compiled_ops, composite, in_onnx, raw_ops, static_shapes
-from kerasdet.ops.levels import assign_levels
+from kerasdet.ops.levels import assign_levels, level_numbers
 from kerasdet.ops.sparse import csr_matrix, matmul
 
 _MAX_CELLS_PER_CHUNK = 2**22  # bounds the temporary memory of the sparse matrix
@@ -116,12 +116,7 @@ def multilevel_roi_align(
         ValueError: If the levels have a gap.
     """
     boxes = tf.convert_to_tensor(boxes)
-    levels = sorted(int(name[1:]) for name in pyramid)
-    if levels != list(range(levels[0], levels[-1] + 1)):
-        raise ValueError(
-            f"The pyramid of multilevel_roi_align has the levels {', '.join(sorted(pyramid))}: expected levels without "
-            "a gap, such as p2, p3, p4. Pass every level between the first and the last."
-        )
+    levels = level_numbers(pyramid, "multilevel_roi_align")
     maps = [tf.convert_to_tensor(pyramid[f"p{level}"]) for level in levels]
     if compiled_ops() is not None:
         return _compiled(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from kerasdet.ops.bins import cells_of_bins, map_chunks, sum_chunks
-from kerasdet.ops.levels import assign_levels
+from kerasdet.ops.levels import assign_levels, level_numbers
 
 _MAX_VALUES_PER_CHUNK = 2**25  # bounds temporary memory to 128 MB per float32 tensor
 _OUTSIDE = -1e6  # pixels; outside every image
@@ -96,8 +96,7 @@ def multilevel_roi_pool(
     """Applies ROIPool to each box, on the pyramid level that suits its size, like `kerasdet.ops.multilevel_roi_align`.
 
     Args:
-        pyramid: Features (B, H, W, C) by level name, "p2", "p3" ... in ascending order without a gap. Level l has a
-            stride of 2**l pixels.
+        pyramid: Features (B, H, W, C) by level name, "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
         boxes: (B, P, 4) yxyx in pixels of the image.
         output_size: Number of bins as (h, w), or an int if both are equal.
         canonical_size: Side in pixels of a square box that is pooled from `canonical_level`.
@@ -106,8 +105,11 @@ def multilevel_roi_pool(
 
     Returns:
         The pooled features, (B, P, h, w, C) of the dtype of the pyramid.
+
+    Raises:
+        ValueError: If the levels have a gap.
     """
-    numbers = [int(name[1:]) for name in pyramid]
+    numbers = level_numbers(pyramid, "multilevel_roi_pool")
     own = assign_levels(
         tf.reshape(boxes, [-1, 4]), numbers[0], numbers[-1], canonical_size, canonical_level, level_epsilon
     )
@@ -115,8 +117,8 @@ def multilevel_roi_pool(
     # A box outside the map pools to 0, so the sum over levels is the result of the box's own level.
     parts = [tf.where(own == number, boxes, _OUTSIDE) for number in numbers]
     pooled = [
-        roi_pool(features, part, output_size=output_size, spatial_scale=2.0**-number)
-        for number, features, part in zip(numbers, pyramid.values(), parts, strict=True)
+        roi_pool(pyramid[f"p{number}"], part, output_size=output_size, spatial_scale=2.0**-number)
+        for number, part in zip(numbers, parts, strict=True)
     ]
     return tf.add_n(pooled)
 

@@ -96,11 +96,13 @@ class TrainingLoop(keras.callbacks.Callback):
             FloatingPointError: If the loss is not finite.
             RuntimeError: If another worker has ended.
         """
+        self.detector.stop_training = False
         if self.completed_steps:
             self._validate(self.completed_steps)  # the last process may have ended between saving and evaluating
             if self.evaluated:
                 self.callbacks.epoch_end(self.completed_steps, self.evaluated, self.completed_steps >= self.steps)
-        if self.completed_steps >= self.steps or (self.validator and self.validator.should_stop()):
+        is_over = self.completed_steps >= self.steps or self.detector.stop_training  # Keras' fit would reset the flag
+        if is_over or (self.validator and self.validator.should_stop()):
             return
         if self.completed_steps:
             log.info("Resuming from step %d of %d.", self.completed_steps, self.steps)
@@ -149,6 +151,8 @@ class TrainingLoop(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
         """Logs a step, saves and evaluates the model and ends the epoch if due, and stops after SIGTERM.
 
+        If a callback or `patience` ends the run, the model is saved after this step, too.
+
         Args:
             batch: Index of the step in this process, from 0.
             logs: Losses by name.
@@ -158,7 +162,8 @@ class TrainingLoop(keras.callbacks.Callback):
         with self.throughput.paused():
             self.callbacks.batch_end(step, logs)
             should_stop = self._should_stop(step)
-            if step % self.save_every == 0 or step == self.steps or should_stop:
+            is_saved = step % self.save_every == 0 or step == self.steps or should_stop
+            if is_saved:
                 self._save(step)
             if should_stop:
                 self._stop()
@@ -167,6 +172,8 @@ class TrainingLoop(keras.callbacks.Callback):
                 rate = self.detector.optimizer.learning_rate
                 logs = {**logs, "learning_rate": tf.convert_to_tensor(rate), **self.evaluated}
                 self.callbacks.epoch_end(step, logs, is_last=step == self.steps)
+            if self.detector.stop_training and not is_saved:
+                self._save(step)  # the run ends here: the returned weights are those of the last checkpoint
 
     def _should_stop(self, step):
         """Returns whether any worker received SIGTERM; the result is the same on all workers."""

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from checkpoints import golden
+from models.models import randomized, rtmdet, ssd
 
 from kerasdet import cli
 from kerasdet.checkpoints import SOURCES, to_model, verify
+from kerasdet.models import Preprocessing
 
 NAME, SOURCE = "torchvision_retinanet_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
@@ -64,6 +66,25 @@ def test_report_lists_outputs_in_the_order_of_computation(model, image, tensors,
     assert [name for name, _, _ in report] == [*TENSORS, "detections"]
     assert names_of_differences(report) == []
     assert max(difference for _, difference, _ in report) < 1e-5
+
+
+@pytest.mark.parametrize("make,source", [(ssd, "torchvision/ssd300_vgg16"), (rtmdet, "mmdet/rtmdet_tiny")])
+def test_network_gets_the_image_as_in_detect(make, source, rng):
+    """SSD's logits have a column for the background, and RTMDet fills the padding."""
+    model = randomized(make())
+    if make is rtmdet:
+        model.preprocessing = Preprocessing(shortest=96, longest=96, letterbox_value=0)
+    image = rng.integers(0, 256, (40, 90, 3), np.uint8)
+    found = {}
+    model.postprocess = lambda outputs, size: found.update(outputs) or type(model).postprocess(model, outputs, size)
+    tf.config.run_functions_eagerly(True)
+    try:
+        model.detect(image)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    logits = np.concatenate([*map(np.asarray, found["class_logits"].values())], 1)
+    logits = np.roll(logits, 1, -1) if make is ssd else logits
+    assert verify(model, {"image": image, "class_logits": logits}, source)[0][::2] == ("class_logits", True)
 
 
 def test_batch_axis_is_optional(model, image, tensors, detections):

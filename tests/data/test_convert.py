@@ -58,8 +58,9 @@ def test_keypoints_survive(tmp_path, to):
         return data
 
     source = make(tmp_path / "source", with_keypoints)
-    convert(source, tmp_path / "target", to)
+    counts = convert(source, tmp_path / "target", to)
     assert_same(tmp_path / "target", source, keypoints=True)
+    assert counts["lost"] == ({"masks": 8} if to == "yolo" else {})
     if to == "coco":
         assert json.loads((tmp_path / "target/val.json").read_text())["categories"][0]["skeleton"] == [[1, 2]]
 
@@ -232,3 +233,22 @@ def test_flags_of_difficult_objects_survive_or_are_counted(tmp_path, to):
     counts = convert(make(tmp_path / "source", difficult), tmp_path / "target", to)
     kept = sum(open_dataset(tmp_path / "target", split).counts.get("difficult_boxes", 0) for split in ("train", "val"))
     assert (kept, counts["lost"].get("difficult flags", 0)) == ((0, 2) if to == "yolo" else (2, 0))
+
+
+@pytest.mark.parametrize("to", sorted(WRITERS))
+def test_further_numbers_survive_or_are_counted(tmp_path, to):
+    def further(data):
+        for annotation in data["annotations"]:
+            annotation.update(age=annotation["id"] + 0.5, angles=[1, 2], IsGroupOf=annotation["id"] == 1, note="wet")
+        return data
+
+    counts = convert(make(tmp_path / "source", further), tmp_path / "target", to)
+    lost = {name: count for name, count in counts["lost"].items() if name != "masks"}
+    if to != "coco":
+        assert lost == {"values of age": 8, "values of angles": 8, "group flags": 2}
+        return
+    assert lost == {}
+    annotations = json.loads((tmp_path / "target/val.json").read_text())["annotations"]
+    assert [each["is_group_of"] for each in annotations] == [1, 0, 0, 0]
+    (first, *_) = open_dataset(tmp_path / "target", "val", extra_annotation_keys=["age", "angles"]).records
+    assert first.extra_values[0].tolist() == [1.5, 1, 2]

@@ -469,6 +469,15 @@ def test_wrong_results_of_a_numpy_function_raise(image, function, message):
         NumpyTransform(function)(example_with(image), SEEDS[0])
 
 
+@pytest.mark.parametrize("empty", [[4, 4, 4, 4], [9, 9, 4, 4], [4, 4, 9, 4]])
+def test_boxes_without_area_of_a_numpy_function_are_dropped(image, empty):
+    boxes = np.array([empty, [2, 2, 9, 9]], np.float32)
+    two = {"boxes": boxes, "class_ids": np.array([0, 1], np.int32), "is_crowd": np.zeros(2, bool)}
+    found = NumpyTransform(lambda arrays, _: two)(example_with(image), SEEDS[0])
+    np.testing.assert_array_equal(found["boxes"], boxes[1:])
+    np.testing.assert_array_equal(found["class_ids"], [1])
+
+
 def test_image_only_function_must_keep_the_size(image):
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="because image_only is True"):
         NumpyTransform(lambda arrays, _: {"image": arrays["image"][1:]}, image_only=True)(example_with(image), SEEDS[0])
@@ -494,6 +503,8 @@ def test_image_only_function_must_keep_the_size(image):
         (lambda: Mosaic(size=640), "size"),
         (lambda: MixUp(ratio=(0, 1)), "ratio"),
         (lambda: CopyPaste(max_objects=0), "max_objects"),
+        (lambda: CopyPaste(max_objects=1.5), "max_objects=1.5; expected a positive integer"),
+        (lambda: RandomIoUCrop(trials=2.5), "trials=2.5; expected a positive integer"),
         (lambda: RandomApply([], 1.1), "probability"),
         (lambda: UntilStep(-1, []), "step"),
     ],

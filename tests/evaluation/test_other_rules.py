@@ -31,6 +31,21 @@ def test_lvis_numbers_equal_lvis_api(iou_type):
             assert metrics[name] == pytest.approx(value, abs=1e-12, nan_ok=True), (seed, name)
 
 
+def test_negative_ids_do_not_change_the_numbers_of_lvis():
+    truth, results = lvis_case(0, "bbox")
+    ids = [image["id"] for image in truth["images"][1:]]
+    expected = [evaluate_lvis(truth, results, "bbox", chosen).summary for chosen in (None, ids)]
+    for image in truth["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [each - 50 for each in image[key]]
+    for entry in (*truth["images"], *truth["categories"]):
+        entry["id"] -= 50
+    for entry in (*truth["annotations"], *results):
+        entry |= {"image_id": entry["image_id"] - 50, "category_id": entry["category_id"] - 50}
+    chosen = [each - 50 for each in ids]
+    np.testing.assert_equal([evaluate_lvis(truth, results, "bbox", some).summary for some in (None, chosen)], expected)
+
+
 @pytest.mark.parametrize(
     "section,key,message",
     [

@@ -10,6 +10,7 @@ from export_models import EXPORTED, SLOW, verify_alone
 import kerasdet
 from kerasdet.errors import UserError
 from kerasdet.export import export_and_verify, export_openvino, verify_export
+from kerasdet.export.openvino.load import OpenVinoPredictor
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -84,6 +85,11 @@ def test_detect_equals_the_model(models, openvino_folder):
     np.testing.assert_array_equal(found.class_ids, expected.class_ids)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_unknown_device_is_named(openvino_folder):
+    with pytest.raises(UserError, match=r"on the device 'TPU'; available are CPU.*\. Change device"):
+        OpenVinoPredictor(openvino_folder("tiny", postprocessing="nms"), device="TPU")
 
 
 def test_mistakes_raise(models, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import tiny
 import kerasdet
 from kerasdet import cli
 from kerasdet.errors import UserError, VerificationError
-from kerasdet.export import export_and_verify, formats, verify_export, workflow
+from kerasdet.export import export_and_verify, export_saved_model, export_tflite, formats, verify_export, workflow
 from kerasdet.export.protocol import Format, WorkerRun, run_worker
 from kerasdet.export.spec import CALIBRATION_IMAGES, FormatSpec, Option
 from kerasdet.inference import KeepSize, Predictor
@@ -249,6 +249,13 @@ def test_invalid_file_raises_one_line(models, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="is not an export"):
         verify_export(models("tiny"), tmp_path / "assets", tiny.images()[:1])
+
+
+@pytest.mark.parametrize("export", [export_and_verify, export_saved_model, export_tflite])
+def test_backbone_raises(tmp_path, export):
+    with pytest.raises(TypeError, match="model is of type PlainBackbone: expected a kerasdet detector"):
+        export(tiny.PlainBackbone(), tmp_path / ("new.tflite" if export is export_tflite else "new"))
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("metadata", [{}, {"precision": "fp32"}])

@@ -74,6 +74,8 @@ def test_file_and_saved_model_detect_the_same(model, found, tmp_path):
     export.export_saved_model(model, tmp_path / "saved_model")
     assert_same(kerasdet.load(tmp_path / "model.keras").detect(IMAGE), found)
     assert_same(kerasdet.load(tmp_path / "saved_model").detect(IMAGE), found)
+    card = (tmp_path / "saved_model" / "assets" / "model_card.md").read_text()
+    assert "The image is stretched to 96x96 pixels" in card
 
 
 @pytest.mark.slow

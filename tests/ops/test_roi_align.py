@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from conftest import shared
 
-from kerasdet.ops import multilevel_roi_align, roi_align
+from kerasdet.ops import multilevel_roi_align, multilevel_roi_pool, roi_align
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -198,11 +198,18 @@ def _levels_with_gradient(pyramid, box, epsilon):
     return [name for name, value in tape.gradient(pooled, pyramid).items() if np.any(value)]
 
 
-def test_missing_level_raises():
-    with pytest.raises(ValueError, match="without a gap"):
-        multilevel_roi_align(
-            {"p2": tf.ones([1, 4, 4, 1]), "p4": tf.ones([1, 1, 1, 1])}, tf.ones([1, 1, 4]), output_size=1
-        )
+@pytest.mark.parametrize("op", [multilevel_roi_align, multilevel_roi_pool])
+def test_missing_level_raises(op):
+    with pytest.raises(ValueError, match=f"The pyramid of {op.__name__} has the levels p2, p4: .* without a gap"):
+        op({"p2": tf.ones([1, 4, 4, 1]), "p4": tf.ones([1, 1, 1, 1])}, tf.ones([1, 1, 4]), output_size=1)
+
+
+@pytest.mark.parametrize("op", [multilevel_roi_align, multilevel_roi_pool])
+def test_order_of_the_levels_does_not_matter(op):
+    pyramid = {f"p{level}": tf.fill([1, 64 >> level, 64 >> level, 1], float(level)) for level in (2, 3, 4)}
+    boxes = tf.constant([[[0.0, 0, 60, 60], [0, 0, 250, 250]]])
+    expected = op(pyramid, boxes, output_size=1)
+    np.testing.assert_array_equal(op(dict(reversed(pyramid.items())), boxes, output_size=1), expected)
 
 
 def test_zero_boxes_give_an_empty_result_and_zero_gradients():

@@ -10,6 +10,7 @@ import gin
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 from PIL import Image
 
@@ -74,6 +75,14 @@ def run(out_dir, data, callbacks=(), steps=STEPS, validate=True, **kwargs):
         callbacks=callbacks,
         **kwargs,
     )
+
+
+@pytest.fixture
+def eager():
+    """Runs steps without a graph: to trace one takes longer than the few that a test runs."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 WHOLE = """
@@ -146,6 +155,25 @@ def test_stopping_and_resuming_do_not_change_the_training(whole, data, tmp_path)
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     run(tmp_path, data, [third])
     assert third.calls == []  # the run is finished
+
+
+class BatchStopper(Recorder):
+    """Stops after the first step of this process."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.calls.append(f"batch {batch}")
+        self.model.stop_training = True
+
+
+def test_callbacks_stop_a_run_within_an_epoch_and_before_its_first_step(data, tmp_path, eager):
+    """The third run stops after the evaluation that the others, which have no validation, left out."""
+    first, second, third = BatchStopper(), BatchStopper(), Recorder(stop_after=0)
+    run(tmp_path, data, [first], validate=False)
+    assert first.calls == ["train begin", "epoch 0 begin", "batch 0", "epoch 0 end", "train end"]
+    run(tmp_path, data, [second], validate=False)
+    assert second.calls == ["train begin", "epoch 0 begin", "batch 1", "epoch 0 end", "train end"]
+    run(tmp_path, data, [third])
+    assert third.calls == ["train begin", "epoch 0 begin", "test begin", "test end", "epoch 0 end", "train end"]
 
 
 @pytest.mark.parametrize(

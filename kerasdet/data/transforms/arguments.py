@@ -65,6 +65,24 @@ def check_at_least(owner: object, low: float, *names: str) -> None:
             raise UserError(f"{type(owner).__name__} got {name}={value!r}; expected {low:g} or more. Correct {name}.")
 
 
+def check_counts(owner: object, *names: str) -> None:
+    """Checks that attributes are positive integers.
+
+    Args:
+        owner: Transform that has the attributes.
+        names: Names of the attributes.
+
+    Raises:
+        UserError: If an attribute is not a positive integer.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if not (isinstance(value, int) and _is_number(value) and value > 0):
+            raise UserError(
+                f"{type(owner).__name__} got {name}={value!r}; expected a positive integer. Correct {name}."
+            )
+
+
 def check_size(owner: object, name: str) -> None:
     """Checks that an attribute is a height and a width in pixels.
 

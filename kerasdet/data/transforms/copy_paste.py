@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from kerasdet.data.transforms import objects
-from kerasdet.data.transforms.arguments import check_at_least, check_probabilities
+from kerasdet.data.transforms.arguments import check_at_least, check_counts, check_probabilities
 from kerasdet.data.transforms.canvas import place
 from kerasdet.data.transforms.compose import Draw, Example, Transform, apply_if, at_random
 from kerasdet.data.transforms.mixing import MixTransform
@@ -46,7 +46,7 @@ class CopyPaste(MixTransform):
     transforms: Sequence[Transform] = ()
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "max_objects")
+        check_counts(self, "max_objects")
         check_at_least(self, 0, "box_tolerance", "min_area")
         check_probabilities(self, "probability")
 
@@ -67,7 +67,7 @@ class CopyPaste(MixTransform):
         if "masks" not in example:
             raise UserError(
                 "CopyPaste got examples without masks; expected a dataset that was read with masks=True. Set "
-                "masks=True, or use MixUp or Mosaic."
+                "CocoDataset.masks=True (Python: masks=True), or use MixUp or Mosaic."
             )
         seeds = tf.unstack(tf.random.split(seed, 3))
         random = tf.random.stateless_uniform([2], seeds[0])

@@ -7,7 +7,13 @@ from typing import Any
 import tensorflow as tf
 
 from kerasdet.data.transforms import objects
-from kerasdet.data.transforms.arguments import check_at_least, check_probabilities, check_range, check_size
+from kerasdet.data.transforms.arguments import (
+    check_at_least,
+    check_counts,
+    check_probabilities,
+    check_range,
+    check_size,
+)
 from kerasdet.data.transforms.canvas import IMAGENET_MEAN, Fill, check_fill, place
 from kerasdet.data.transforms.compose import at_random
 from kerasdet.data.transforms.resize import check_kernel, resize_image
@@ -105,7 +111,7 @@ class RandomIoUCrop:
         check_range(self, "scale", 0.01, 1.0)
         check_range(self, "aspect_ratio", 0.01)
         check_at_least(self, 0, "min_ious", "min_size")
-        check_at_least(self, 1, "trials")
+        check_counts(self, "trials")
         check_probabilities(self, "min_visible")
 
     def __call__(self, example: dict[str, Any], seed: tf.Tensor) -> dict[str, Any]:

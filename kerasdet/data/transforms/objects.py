@@ -110,7 +110,7 @@ def cut(
 
 
 def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, min_size: float) -> dict[str, Any]:
-    """Cuts objects to the given parts of their boxes, and drops objects that keep too little.
+    """Cuts objects to the given parts of their boxes, and drops objects without area and objects that keep too little.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
@@ -137,4 +137,4 @@ def keep_visible(example: dict[str, Any], boxes: tf.Tensor, min_visible: float, 
         example["boxes"] = boxes = tf.tensor_scatter_nd_update(boxes, rows, tight)
         share = tf.tensor_scatter_nd_update(share, rows, left)
     sides = tf.reduce_min(boxes[:, 2:] - boxes[:, :2], 1)
-    return select(example, ~is_cut | ((sides > 0) & (sides >= min_size) & (share >= min_visible)))
+    return select(example, (sides > 0) & (~is_cut | ((sides >= min_size) & (share >= min_visible))))

@@ -23,7 +23,7 @@ def detect(server: str, images: Sequence[bytes], model: str = "detector", timeou
         timeout: Time limit of the request, in seconds.
 
     Returns:
-        The outputs, nested lists by name; see assets/model_card.md.
+        The outputs, nested lists by name with one item per image; see models/detector/1/assets/model_card.md.
     """
     encoded = [{"b64": base64.b64encode(image).decode()} for image in images]
     body = json.dumps({"signature_name": "encoded", "inputs": {"image_bytes": encoded}}).encode()
