@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         with _exiting_on_sigterm():
             commands.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # `kerasdet ... >&-`
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"kerasdet {options.command}: interrupted", file=sys.stderr)
         return 130

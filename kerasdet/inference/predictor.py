@@ -133,8 +133,41 @@ def batch_sizes(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         `image_size`, the sizes without padding, and `original_size`, the sizes before resizing: (B, 2) int32 each, as
         (height, width) in pixels.
+
+    Raises:
+        UserError: If the batch is not a dict with `image`, has no image, or an entry has another shape or no numbers.
     """
+    if not isinstance(batch, Mapping) or "image" not in batch:
+        found = f"lacks image; it has {list(batch)}" if isinstance(batch, Mapping) else f"is a {type(batch).__name__}"
+        raise _batch_error(found, "a dict with 'image' (B, H, W, 3)")
+    image = _shape(batch, "image", (None, None, None, 3))
+    if image[0] == 0:
+        raise _batch_error("has no image", "one or more")
+    for name in ("image_size", "original_size"):
+        if name in batch:
+            _shape(batch, name, (image[0], 2))
     shape = tf.shape(batch["image"])
     whole = tf.broadcast_to(shape[1:3], [shape[0], 2])
     image_size = tf.cast(batch.get("image_size", whole), tf.int32)
     return image_size, tf.cast(batch.get("original_size", image_size), tf.int32)
+
+
+def _shape(batch, name, expected):
+    """Returns the static shape of an entry of a batch after a check; None in `expected` is any length."""
+    try:
+        value = tf.convert_to_tensor(batch[name])
+    except (TypeError, ValueError):
+        raise _batch_error(f"has {name} of type {type(batch[name]).__name__}", "a tensor or an array") from None
+    if not (value.dtype.is_floating or value.dtype.is_integer):
+        raise _batch_error(f"has {name} of dtype {value.dtype.name}", "numbers")
+    if not value.shape.is_compatible_with(expected):
+        written = f"({', '.join('any' if length is None else str(length) for length in expected)})"
+        raise _batch_error(f"has {name} of shape {tuple(value.shape)}", f"the shape {written}")
+    return value.shape if value.shape.rank else tf.TensorShape(expected)
+
+
+def _batch_error(found, expected):
+    return UserError(
+        f"The batch {found}: expected {expected}. Make the batch with model.preprocessing.batch(images), or use "
+        "model.detect(images), which also resizes."
+    )

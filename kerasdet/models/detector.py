@@ -149,7 +149,8 @@ class Detector(Predictor, Trainer):
         Example:
             >>> padded = model.detect_batch(model.preprocessing.batch([image, other_image]))
         """
-        arguments = tf.cast(batch["image"], tf.float32), *batch_sizes(batch)
+        sizes = batch_sizes(batch)
+        arguments = tf.cast(batch["image"], tf.float32), *sizes
         # Inside a graph, call `_detect` itself: the function that was traced earlier may contain compiled ops, and an
         # export selects its ops by `kerasdet.ops.implementation`.
         return self._detect(*arguments) if tf.inside_function() else self._functions.detect(*arguments)

@@ -34,9 +34,12 @@ def check_first_batch(data: Mapping | tuple) -> None:
             that is not a dict, or lacks a key, is not checked, because `training_batch` raises an error for it.
 
     Raises:
-        UserError: If an entry has a wrong shape or dtype, or values in a wrong unit.
+        UserError: If an entry has a wrong shape or dtype, values in a wrong unit, or a box without area, or if there
+            are sample weights.
     """
     batch = unpack_batch(data)
+    if isinstance(data, tuple) and len(data) > 2 and data[2] is not None:
+        raise _error("sample weights", "none, because the losses do not use them", "remove sample_weight")
     if not isinstance(batch, Mapping) or not {"image", "boxes", "class_ids"} <= batch.keys():
         return
     arrays = {name: _array(name, batch[name]) for name in _SHAPES if name in batch}
@@ -132,6 +135,12 @@ def _check_objects(arrays):
             f"no box with a number above 1 (first: {boxes[0].tolist()})",
             "(y1, x1, y2, x2) in pixels",
             "multiply fractions by the height and width of the image",
+        )
+    if (empty := boxes[(boxes[:, 2:] == boxes[:, :2]).any(1)]).size:
+        raise _error(
+            f"the box {empty[0].tolist()}, which has no area",
+            "y1 < y2 and x1 < x2",
+            "remove the object, or give it class id -1",
         )
     size = arrays.get("image_size", np.broadcast_to(arrays["image"].shape[1:3], (len(class_ids), 2)))
     sizes = np.broadcast_to(size[:, None], (*class_ids.shape, 2))[is_object]

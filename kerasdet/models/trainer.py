@@ -1,5 +1,6 @@
 """Defines `Trainer`: the steps of Keras' `fit` and `evaluate` for a detector, on one device or on many replicas."""
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -305,7 +306,10 @@ class Trainer(SkipSymbolicBuild, keras.Model):
                 signature = None if spec is None else [spec]
                 options = {"reduce_retracing": True, "jit_compile": jit or None, "autograph": False}
                 compiled[:] = spec, tf.function(run, signature, **options)
-            return compiled[1](batch)
+            try:
+                return compiled[1](batch)
+            except tf.errors.InvalidArgumentError as error:
+                raise _user_error(error) from None
 
         return function
 
@@ -389,6 +393,18 @@ def _assert_no_object(wrong, batch, message, values):
     if "image_id" in batch:
         data += ["with the image id", tf.pad(tf.convert_to_tensor(batch["image_id"]), [[0, 1]])[image]]
     return tf.debugging.Assert(tf.reduce_max(wrong) < 0.5, data, summarize=4)
+
+
+def _user_error(error):
+    """Converts the error of a failed assertion of this module to an error of one sentence; returns others unchanged."""
+    failed = re.search(r"assertion failed: (.*)", error.message)
+    if not failed:
+        return error
+    # TensorFlow writes the facts as a list of bracketed values
+    text = " ".join(re.findall(r"\[([^\[\]]*(?:\[[^\[\]]*\])?[^\[\]]*)\]", failed.group(1))) or failed.group(1)
+    if "is not finite at iteration" in text:
+        return FloatingPointError(text)
+    return UserError(f"{text}. Correct the batch.") if text.startswith(("A class id", "A box")) else error
 
 
 def _with_total(losses):

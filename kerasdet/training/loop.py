@@ -1,7 +1,6 @@
 """Runs the steps of a training run, and saves and evaluates the model at intervals."""
 
 import logging
-import re
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -120,11 +119,6 @@ class TrainingLoop(keras.callbacks.Callback):
                 verbose=0,
             )
             all_gather_object(strategy, None)  # a worker that leaves early would abort the others' last collectives
-        except tf.errors.InvalidArgumentError as error:
-            message = str(error)
-            if "is not finite at iteration" not in message:
-                raise
-            raise FloatingPointError(_assertion_text(message)) from None
         except _WORKER_LOST as error:
             if worker_rank(strategy)[1] == 1:
                 raise
@@ -230,9 +224,3 @@ def handle_sigterm(handler: Callable | int | None) -> Callable | int | None:
     if handler is None or threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, handler)
-
-
-def _assertion_text(message):
-    """Converts the message of a failed TensorFlow assertion, a list of bracketed values, to a sentence."""
-    facts = re.search(r"assertion failed: (.*)", message).group(1)
-    return " ".join(re.findall(r"\[([^\[\]]*(?:\[[^\[\]]*\])?[^\[\]]*)\]", facts)) or facts

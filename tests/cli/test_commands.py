@@ -553,3 +553,8 @@ def test_package_runs_as_a_module():
     command = [sys.executable, "-m", "kerasdet", "--version"]
     process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
     assert process.stdout.startswith("kerasdet 0.")
+
+
+def test_closed_stdout_is_no_bug(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # `kerasdet zoo >&-`
+    assert cli.main(["zoo", "retinanet"]) == 0

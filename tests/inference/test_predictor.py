@@ -106,6 +106,29 @@ def test_batch_sizes_default_to_the_whole_image():
     np.testing.assert_array_equal(image_size, original_size)
 
 
+IMAGE = np.zeros((1, 8, 9, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "batch,message",
+    [
+        (IMAGE, "is a ndarray: expected a dict with 'image'"),
+        (None, "is a NoneType: expected a dict"),
+        ({"images": IMAGE}, r"lacks image; it has \['images'\]"),
+        ({"image": IMAGE[0]}, r"image of shape \(8, 9, 3\): expected the shape \(any, any, any, 3\)"),
+        ({"image": IMAGE[..., :1]}, r"image of shape \(1, 8, 9, 1\)"),
+        ({"image": IMAGE[:0]}, "has no image"),
+        ({"image": "photo.jpg"}, "image of dtype string: expected numbers"),
+        ({"image": None}, "image of type NoneType: expected a tensor"),
+        ({"image": IMAGE, "image_size": [[8, 9]] * 2}, r"image_size of shape \(2, 2\): expected the shape \(1, 2\)"),
+        ({"image": IMAGE, "original_size": [8, 9]}, r"original_size of shape \(2,\)"),
+    ],
+)
+def test_batches_of_another_form_raise(batch, message):
+    with pytest.raises(UserError, match=message):
+        batch_sizes(batch)
+
+
 def test_a_predictor_without_detect_batch_raises():
     with pytest.raises(NotImplementedError, match="Predictor does not define detect_batch"):
         Predictor().detect(np.zeros((8, 8, 3), np.uint8))

@@ -117,15 +117,15 @@ def test_with_score_threshold_refuses_a_model_without_one(model):
         (
             "class_ids",
             NUM_CLASSES,
-            r"A class id must be in 0\.\.2, or -1 .* \[3\] \[of object\] \[1\] \[in image\] \[0\]",
+            r"^A class id must be in 0\.\.2, or -1 .* 3 of object 1 in image 0 of the batch",
         ),
-        ("class_ids", -5, r"A class id must be in 0\.\.2, or -1 for padding; found the class id\] \[-5\]"),
+        ("class_ids", -5, r"A class id must be in 0\.\.2, or -1 for padding; found the class id -5 "),
         (
             "boxes",
             (60, 95, 30, 50),
-            r"A box is inverted or not finite; .* the box\] \[60 95 30 50\] .*\[with the image id\] \[17\]",
+            r"A box is inverted or not finite; .* the box 60 95 30 50 .* with the image id 17",
         ),
-        ("boxes", np.nan, r"A box is inverted or not finite; .* the box\] \[nan nan nan nan\]"),
+        ("boxes", np.nan, r"A box is inverted or not finite; .* the box nan nan nan nan "),
     ],
     ids=["class", "negative class", "inverted", "nan"],
 )
@@ -135,8 +135,9 @@ def test_invalid_object_raises_before_a_step(name, value, message):
     data = {**batch(), name: batch()[name].copy()}
     data[name][0, 1] = value
     for step in (model.train_on_batch, model.test_on_batch):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        with pytest.raises(UserError, match=message) as error:
             step(data)
+        assert "\n" not in str(error.value)
 
 
 def test_padding_and_no_rows_are_no_mistakes():

@@ -21,6 +21,7 @@ MISTAKES = {
         {"boxes": BOXES + np.float32([70, 0, 20, 0])},
         r"box \[74.0, 4.0, 60.0, 50.0\] outside its image of 64x96",
     ),
+    "no area": ({"boxes": BOXES * [0, 1, 0, 1]}, r"box \[0.0, 4.0, 0.0, 50.0\], which has no area: expected y1 < y2"),
     "one box a row": ({"boxes": BOXES.reshape(2, 8)}, r"boxes of shape \(2, 8\): expected \(B, M, 4\)"),
     "other rows": ({"class_ids": np.zeros((2, 3))}, r"class_ids of shape \(2, 3\), but boxes of shape \(2, 2, 4\)"),
     "one image": ({"image": np.zeros((64, 96, 3))}, r"image of shape \(64, 96, 3\): .* Call batch on the dataset"),
@@ -77,3 +78,9 @@ def test_fit_and_evaluate_check_the_first_batch():
     for run in (model.fit, model.evaluate):
         with pytest.raises(UserError, match="no box with a number above 1"):
             run(wrong, verbose=0)
+
+
+def test_sample_weights_raise():
+    with pytest.raises(UserError, match="sample weights: expected none, because the losses do not use them"):
+        check_first_batch((batch(), None, np.ones(2)))
+    check_first_batch((batch(), None, None))
