@@ -43,7 +43,8 @@ def test_16_bit_export_stores_16_bit_weights_and_stays_close(models, saved_model
     path = saved_model(name, precision=precision)
     report = verify_in_process(models(name), path, tiny.images())
     assert report.detections >= 50
-    assert 1e-3 < report.max_box_error < 10
+    # With AVX-512, NMS may keep the box of a neighbouring point: 8 pixels of the input, 10.7 of the image
+    assert 1e-3 < report.max_box_error < 11
     variables = str(path / "variables" / "variables")
     kernels = [name for name, shape in tf.train.list_variables(variables) if len(shape) == 4]
     assert len(kernels) > 10
