@@ -270,7 +270,7 @@ ARGUMENTS = {
         "in_features": ("c2", "c3"),
         "extra_channels": (8, 4),
         "unpadded": 1,
-        "separable": True,
+        "separable": False,  # excludes unpadded; tests/models/test_ssd.py saves a separable one
         "norm": "bn",
         "norm_epsilon": 1e-4,
         "norm_momentum": 0.5,
@@ -408,9 +408,9 @@ def configured_classes():
         subclasses = queue.pop().__subclasses__()
         found.update(subclasses)
         queue += subclasses
-    # other tests derive classes of theirs, and gin from those it configures
+    # other tests and examples of docstrings derive classes of theirs, and gin from those it configures
     found = {cls for cls in found if cls.__module__.startswith("kerasdet.")}
-    return {cls for cls in found if getattr(importlib.import_module(cls.__module__), cls.__name__) is cls}
+    return {cls for cls in found if getattr(importlib.import_module(cls.__module__), cls.__name__, None) is cls}
 
 
 def as_json(thing):
@@ -435,7 +435,8 @@ def test_every_argument_survives_the_config(cls):
     arguments = ARGUMENTS[cls]()
     assert arguments.keys() == parameters(cls).keys()
     for name, parameter in parameters(cls).items():
-        assert arguments[name] != parameter.default, f"{name} is at its default"
+        is_excluded = (cls, name) == (SSDNeck, "separable")
+        assert arguments[name] != parameter.default or is_excluded, f"{name} is at its default"
     name = {"name": "somebody"} if issubclass(cls, keras.layers.Layer) else {}
     original = cls(**arguments, **name)
     for argument, value in (arguments | name).items():

@@ -39,7 +39,7 @@ TAKES_A_PATH = {
     "detect": open_image,
     "VideoReader": VideoReader,
     "TFLitePredictor": TFLitePredictor,
-    "export_saved_model": lambda path: export_saved_model(None, "~/full"),
+    "export_saved_model": lambda path: export_saved_model(tiny.detector(), "~/full"),
     "export_tflite": lambda path: export_tflite(None, "~/full/there.tflite"),
 }
 
