@@ -10,7 +10,7 @@ from PIL import Image
 
 from kerasdet.data import images as image_files
 from kerasdet.errors import UserError
-from kerasdet.paths import expand
+from kerasdet.paths import expand, why_no_file
 
 ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image; an array can also be a batch
 
@@ -88,10 +88,10 @@ def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
 
 
 def _open_file(path, index):
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "missing"
+    if reason := why_no_file(path):
         raise FileNotFoundError(
-            f"Image {index}, {str(path)!r}, is {kind}: expected the path of a {image_files.FORMATS} file."
+            f"Image {index}, {str(path)!r}, {reason}: expected the path of a {image_files.FORMATS} file. Check "
+            "the path."
         )
     try:
         return image_files.read(path)

@@ -1,5 +1,7 @@
 """Defines `Detector`, the base class of all models: it adds post-processing and `detect` to `Trainer`."""
 
+import contextlib
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,6 +169,30 @@ class Detector(Predictor, Trainer):
         check_has_images(x)
         return super().predict(x, *args, **kwargs)
 
+    def load_weights(self, filepath: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Loads the weights of a model with the same parts, as in Keras.
+
+        Args:
+            filepath: Path of a ``.weights.h5`` or ``.keras`` file.
+            *args: Passed to `keras.Model.load_weights`.
+            **kwargs: Passed to `keras.Model.load_weights`.
+
+        Raises:
+            UserError: If the file is from a model with another number of classes.
+            ValueError: If the file is from a model with other parts.
+        """
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except ValueError:
+            count = _saved_classes(self, Path(filepath))
+            if count in (None, self.num_classes):
+                raise
+            raise UserError(
+                f"{filepath} has weights for {count} classes, but the model has {self.num_classes}: expected the same "
+                f"number. Make the model with num_classes={count}; or fine-tune a .keras file with "
+                f"kerasdet.loading.pretrained(file, num_classes={self.num_classes})."
+            ) from None
+
     def make_predict_function(self, force: bool = False) -> Callable:
         """Builds the function that `predict` calls for each batch. Overrides Keras; do not call it directly.
 
@@ -289,6 +315,32 @@ class Detector(Predictor, Trainer):
         with implementation("tensorflow"):  # the file must run without kerasdet's compiled ops
             archive.add_endpoint("serve", serve, [tf.TensorSpec([None, None, None, 3], tf.float32, name="image")])
             archive.write_out(filepath, verbose=verbose, **kwargs)
+
+
+def _saved_classes(model, path):
+    """Returns the number of classes of the model whose weights a file holds, or None if it cannot be told."""
+    import h5py  # a dependency of Keras
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    with contextlib.ExitStack() as stack:
+        if zipfile.is_zipfile(path):
+            path = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open("model.weights.h5"))
+        stack.enter_context(h5py.File(path)).visititems(
+            lambda name, item: shapes.update({name: getattr(item, "shape", ())})
+        )
+    ours = {variable.path: variable.shape for variable in model.variables}
+    saved, own = _biases(shapes, "class_logits"), _biases(ours, "class_logits")
+    # With other anchors, the number of logits does not tell the number of classes
+    if not saved or not own or _biases(shapes, "box_deltas") != _biases(ours, "box_deltas"):
+        return None
+    background = int(model.has_background)
+    return saved * (model.num_classes + background) // own - background
+
+
+def _biases(shapes, layer):
+    """Sums the lengths of the biases of a layer, from the shapes of variables by path."""
+    paths = [path for path, shape in shapes.items() if f"/{layer}/" in path and len(shape) == 1]
+    return sum(shapes[path][0] for path in paths if "/box_predictor/box_deltas/" not in path)  # 4 numbers a class
 
 
 def _check_inputs(inputs):

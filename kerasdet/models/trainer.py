@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction, flatten_layers, inner_optimizer
-from kerasdet.keras_utils import float_dtype
+from kerasdet.keras_utils import check_data_format, float_dtype
 from kerasdet.models.assertions import user_error, with_valid_objects
 from kerasdet.models.batch import (
     drop_padded_outputs,
@@ -44,6 +44,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     def __init__(self, loss_names: Sequence[str], **kwargs):
         super().__init__(**kwargs)
+        check_data_format()
         self.loss_names = tuple(loss_names)
         self.micro_batches = 1
         self.xla = False

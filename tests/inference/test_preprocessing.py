@@ -1,12 +1,14 @@
 """Opening, resizing, padding and normalising images for inference."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from kerasdet.data.images import read
 from kerasdet.errors import UserError
 from kerasdet.inference import KeepSize, Preprocessing, open_images
 from kerasdet.ops import resize as resize_ops
@@ -273,10 +275,18 @@ def test_bad_image_raises_with_index_and_remedy(name):
 
 
 def test_missing_file_raises(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Image 1, '.*b\.jpg', is missing: expected the path of a JPEG"):
+    with pytest.raises(FileNotFoundError, match=r"Image 1, '.*b\.jpg', does not exist: expected the path of a JPEG"):
         open_images([np.zeros((8, 8, 3), np.uint8), tmp_path / "b.jpg"])
     with pytest.raises(FileNotFoundError, match=r"Image 0, '.*', is a folder: expected the path"):
         open_images(tmp_path)
+
+
+def test_pipe_raises(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(FileNotFoundError, match=r"Image 0, '.*a\.jpg', is a pipe or a device: expected the path"):
+        open_images(tmp_path / "a.jpg")
+    with pytest.raises(FileNotFoundError, match=r"The image .*a\.jpg is a pipe or a device: expected a JPEG"):
+        read(tmp_path / "a.jpg")
 
 
 def test_file_that_is_no_image_raises(tmp_path):
