@@ -339,8 +339,9 @@ def _saved_classes(model, path):
 
 def _biases(shapes, layer):
     """Sums the lengths of the biases of a layer, from the shapes of variables by path."""
-    paths = [path for path, shape in shapes.items() if f"/{layer}/" in path and len(shape) == 1]
-    return sum(shapes[path][0] for path in paths if "/box_predictor/box_deltas/" not in path)  # 4 numbers a class
+    names = {f"/{path}": shape for path, shape in shapes.items() if len(shape) == 1}
+    # The boxes of a second stage may have 4 numbers a class
+    return sum(n for name, (n,) in names.items() if f"/{layer}/" in name and "/box_predictor/box_deltas/" not in name)
 
 
 def _check_inputs(inputs):
