@@ -79,7 +79,7 @@ def lookup(module: str, name: str) -> Function | Element:
 
 
 def set_state(target: object, state: object) -> None:
-    """Executes the pickle opcode BUILD: completes a dtype or an array, and ignores the state of opaque objects.
+    """Executes the pickle opcode BUILD: completes a dtype or an array, and ignores the state of other objects.
 
     Args:
         target: Object that the pickle has created.
@@ -126,13 +126,14 @@ def storage(identity: object) -> Storage:
     """Creates a reference to the tensor storage that a persistent id in a torch pickle identifies.
 
     Args:
-        identity: `("storage", type, key, location, numel)`; the legacy format appends a view or None.
+        identity: `("storage", type, key, location, numel)`; the legacy format appends a view, `(key, start, length)`,
+            or None.
 
     Returns:
         The storage, whose contents are not read yet.
 
     Raises:
-        ValueError: If the id has another form.
+        ValueError: If the id has another form, or its view extends beyond the storage.
     """
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
         raise ValueError("the pickle has a persistent id of another form; expected that of a tensor storage")

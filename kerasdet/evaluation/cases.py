@@ -160,7 +160,7 @@ def types_of(ground_truth: Source, results: Source) -> list[str]:
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If the files have no type in common.
+        UserError: If a file is not JSON, the results are not a list of objects, or the files have no type in common.
     """
     return _shared_types(*open_source(ground_truth, "the ground truth"), *_results(results))
 

@@ -61,7 +61,7 @@ def evaluate_coco(
     Args:
         ground_truth: Path of a COCO annotation file, or its contents as a dict, which is not changed.
         results: Path of a COCO results file, or its contents as a list of detections, which is not changed.
-        iou_type: "bbox", "segm" for masks as compressed RLE, or "keypoints" for the categories that have keypoints in
+        iou_type: "bbox", "segm" for masks (RLE or polygons), or "keypoints" for the categories that have keypoints in
             the ground truth.
         image_ids: Ids of the images to score. None: all images of the ground truth.
         sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:

@@ -88,12 +88,13 @@ class TrainingLoop(keras.callbacks.Callback):
         """Runs the remaining steps.
 
         Args:
-            batches: Function that takes a worker's ``input_context`` and returns a `tf.data.Dataset` of the batches
-                that remain.
+            batches: Function that returns a `tf.data.Dataset` of the batches that remain. With several replicas it is
+                called with the worker's `tf.distribute.InputContext`, otherwise without arguments.
 
         Raises:
             SystemExit: With code 143 after SIGTERM.
             FloatingPointError: If the loss is not finite.
+            UserError: If the evaluation has no metric with the name `Validation.monitor`.
             RuntimeError: If another worker has ended.
         """
         self.detector.stop_training = False

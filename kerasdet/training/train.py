@@ -100,7 +100,8 @@ def train(
             saved.
 
     Returns:
-        The trained model.
+        `model` with the weights after the last step (with `use_ema`, their averages). ``best.keras`` may hold the
+        weights of an earlier step.
 
     Raises:
         UserError: If an argument is of the wrong type, model and data do not fit, an option is invalid, frozen layers
