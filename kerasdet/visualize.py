@@ -160,7 +160,7 @@ def draw_curve(
     y_label: str,
     size: tuple[int, int] = (640, 400),
 ) -> np.ndarray:
-    """Draws a line chart with ticks, grid and legend.
+    """Draws a line chart with ticks and grid and, for several curves, a legend.
 
     Args:
         series: Maps the name of each curve to its points (x, y), which are connected in this order. A non-finite point

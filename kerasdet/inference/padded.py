@@ -62,7 +62,7 @@ def rescale(
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to, in pixels.
         branch_outputs: Maps output names to `BranchOutput`s, which define how outputs are rescaled.
-        clip: Whether `boxes` are clipped to the images. Models with `Preprocessing.letterboxes` do not clip.
+        clip: Whether `boxes` are clipped to the images. Models whose preprocessing letterboxes images pass False.
 
     Returns:
         Padded detections in pixels of the images of `to_size`. Scores, class ids and counts are unchanged.
