@@ -5,8 +5,8 @@ exports use this dict:
 
 * `boxes` (B, D, 4) yxyx in pixels, `scores` (B, D) in descending order.
 * `class_ids` (B, D) int32, -1 for padding, and `valid` (B,) int32, the number of detections without padding.
-* From models with masks, `mask_probs` (B, D, S, S), the probabilities of the S x S cells of each box. If the model is an
-  RTMDet-Ins, they are (B, D, h, w) and cover the areas `mask_boxes` (B, D, 4) yxyx in pixels instead of the boxes.
+* From models with masks, `mask_probs` (B, D, S, S), the probabilities of the S x S cells of each box. In an
+  RTMDet-Ins they are (B, D, h, w) and cover the areas `mask_boxes` (B, D, 4) yxyx in pixels instead of the boxes.
 * From models with keypoints, `keypoints` (B, D, J, 3), J keypoints of each object as (y, x, score).
 
 A user's own branches add further outputs (B, D, ...). `BranchOutput` defines how these are rescaled and exported.
