@@ -46,7 +46,8 @@ def to_model(
         num_classes: Number of classes K, to fine-tune the model: its layers for K classes get random weights. None: the
             number of classes of the file. Backbones and proposal networks have no classes and ignore it.
         norm_epsilon: Epsilon of the backbone's norms, in [0, 1]. None: the epsilon of the published files. Pass 1e-5
-            for a torchvision v1 detector that you trained yourself, because the published files have 0.
+            for a torchvision v1 detector that you trained yourself, because the published files have 0. A VGG has no
+            norms, so its models need None.
 
     Returns:
         The model: a detector, or a backbone if the source is a backbone.

@@ -1,7 +1,8 @@
 """Lists the names that a pickle may use, and maps each name to a harmless constructor of kerasdet.
 
-A name outside `TABLE` raises an error, so a malicious pickle cannot import or call anything. Objects of the OpenMMLab
-packages, which are stored beside the weights of a run, become `Opaque` objects, and these packages are not imported.
+A name outside `TABLE` raises an error, so a malicious pickle cannot import or call anything. The only exceptions are
+names of the OpenMMLab packages, whose objects are stored beside the weights of a run: they become `Opaque` objects, and
+these packages are not imported.
 """
 
 from collections.abc import Callable

@@ -194,8 +194,8 @@ def evaluate_batches(
     if category_ids is None:
         if rules != "coco":
             raise UserError(
-                f"The rules {rules!r} score classes, but the model predicts boxes without classes: use "
-                f"the rules 'coco'."
+                f"The rules {rules!r} score classes, but the model predicts boxes without classes: use COCO's rules "
+                "(--metrics coco; Python: rules='coco')."
             )
         score, category_ids = evaluate_proposals, known[:1]
     for category_id in category_ids:

@@ -85,7 +85,7 @@ class TrainingLoop(keras.callbacks.Callback):
         self.can_stop_now = False  # True while the checkpoint of the current step is already on the disk
 
     def fit(self, batches: Callable[..., tf.data.Dataset]) -> None:
-        """Runs the remaining steps.
+        """Runs the remaining steps; before them, the evaluation that an interrupted process did not complete, if any.
 
         Args:
             batches: Function that returns a `tf.data.Dataset` of the batches that remain. With several replicas it is

@@ -251,5 +251,5 @@ def _is_finished(out_dir, completed_steps, steps, validator, changes):
             f"The run in {out_dir} is finished: {reason}. The new settings of this command have no effect on it "
             f"({changes}): choose another OUT_DIR (Python: out_dir=), or {remedy} to continue with the new settings."
         )
-    log.info("The run in %s is finished: %s. To train on, %s.", out_dir, reason, remedy)
+    log.info("The run in %s is finished: %s. To continue it, %s.", out_dir, reason, remedy)
     return True
