@@ -113,9 +113,14 @@ def export_and_verify(
     images = read_images(verify_images)
     write_options = {"precision": precision, "gin_config": gin_config, **options}
     if not serving:
+        log.info("Writing %s ...", path)
         return path, _export(model, path, export_format, write_options, images, eval_data, max_ap_drop)
     with export_format.new_version(path) as (partial, version):
-        report = _export(model, partial, export_format, write_options, images, eval_data, max_ap_drop)
+        log.info("Writing %s ...", version)
+        try:
+            report = _export(model, partial, export_format, write_options, images, eval_data, max_ap_drop)
+        except VerificationError as error:
+            raise VerificationError(str(error).replace(str(partial), str(version))) from error
     return version, report.replace(str(partial), str(version))
 
 
@@ -141,7 +146,6 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
         export_format.write(model, path, **write_options)
 
     with removing_on_failure(path):
-        log.info("Writing %s ...", path)
         write(model, path)
         few = write_options.get("calibration_images", [])[:_MOST_CALIBRATION_IMAGES]
         images = images or read_images(few) or sample_images()
