@@ -53,10 +53,10 @@ def is_published(path: str | os.PathLike) -> bool:
     """Tells whether a path is the name of published weights, and no file or folder has this name.
 
     Args:
-        path: Path or name.
+        path: A path, or the name of published weights, a key of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
-        True for a name of published weights.
+        True for a name of published weights; False for a path, even if no file exists there.
 
     Raises:
         FileNotFoundError: If the path has the form of a name, but neither weights nor a file or folder with this name
@@ -120,6 +120,9 @@ def mirrored(url: str) -> str:
 
     Returns:
         The URL to download from.
+
+    Raises:
+        UserError: If `KERASDET_MIRROR` is neither a URL nor a local path.
     """
     mirror = os.environ.get("KERASDET_MIRROR")
     if not mirror:

@@ -67,7 +67,7 @@ def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> Non
 
     Raises:
         UserError: If the server cannot be reached or refuses, the transfer fails repeatedly, the file has another hash,
-            or the disk is full. The message contains the URL and a remedy.
+            or the file cannot be written. The message says what to do.
     """
     partial = path.with_name(f"{path.name}.partial")
     with _storing(path):
@@ -95,7 +95,7 @@ def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
         origin: URL or path of the file, for the error message.
 
     Raises:
-        UserError: If the hash does not begin with these digits.
+        UserError: If the hash does not begin with the digits in `digest`.
     """
     if digest is None:
         return

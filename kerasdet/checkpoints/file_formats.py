@@ -1,6 +1,7 @@
 """Reads the file formats of checkpoints: torch's zip and legacy formats, plain pickles, `.npz` and `.safetensors`.
 
-Each reader takes the bytes of a whole file. The error messages lack the file name and a remedy; `read` adds both.
+Each reader takes the bytes of a whole file. A damaged file may raise exceptions of many types, such as
+`zipfile.BadZipFile`. `read` converts these exceptions, and adds the file name and a remedy to all messages.
 """
 
 import io

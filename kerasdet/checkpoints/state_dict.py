@@ -126,8 +126,8 @@ def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict
 
     The function removes ``_orig_mod.`` and similar prefixes (`torch.compile`, FSDP, activation checkpointing). If all
     names share a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or ``ema_``, it removes
-    this prefix, too. Tensors such as ``ema_backbone_conv1_weight`` are left out: mmdetection 2 saves the running means
-    under the plain names, and the last weights under these names.
+    this prefix, too. Tensors such as ``ema_backbone_conv1_weight`` are left out: mmdetection 2 saves the last weights
+    under such names, and the running means, which are for inference, under the names without ``ema_``.
 
     Args:
         state: Objects by name.

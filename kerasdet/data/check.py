@@ -95,7 +95,7 @@ def check(path: str | os.PathLike, *, strict: bool = False) -> Report:
 def _check_split(source, name, strict):
     try:
         skipping = {"on_bad_image": "skip", "on_bad_object": "skip"}
-        dataset = open_dataset(source.path, name, **skipping, masks=None, keypoints=None)
+        dataset = open_dataset(source, name, **skipping, masks=None, keypoints=None)
     except (UserError, FileNotFoundError) as error:
         return SplitReport(name, [str(error)], [], {}, ())
     by_kind: dict[str, list[str]] = {}

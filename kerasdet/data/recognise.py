@@ -335,7 +335,7 @@ def read_class_names(path: str | os.PathLike, *, classes: Classes | None = None)
 
 
 def open_dataset(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Source,
     split: str | None = None,
     *,
     classes: Classes | None = None,
@@ -361,7 +361,7 @@ def open_dataset(
     Args:
         path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one of several
             TFRecord shards, or a pattern such as `train-*.tfrecord`. A path on S3, HTTP or another remote file system
-            is first copied into the cache.
+            is first copied into the cache. Or the result of `recognise`, whose format is then not logged.
         split: Name of a split: "train", "val" (or "valid", "validation") or "test". None if the dataset has only one
             split.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
@@ -388,11 +388,12 @@ def open_dataset(
         UserError: If the format is unknown, the split does not exist, or an item is invalid. The message names the
             image or annotation.
     """
-    source = recognise(path)
+    source = path if isinstance(path, Source) else recognise(path)
     name = choose_split(source, split)
     changes = Changes(str(source.path), strict, on_bad_object)
     data = read_source(source, name, changes, classes)
-    _logger.info("%s", source)
+    if source is not path:
+        _logger.info("%s", source)
     label = str(source.path) if name == WHOLE else f"{source.path} ({name})"
     dataset = Dataset(
         data,

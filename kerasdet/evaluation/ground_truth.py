@@ -151,8 +151,8 @@ def prepare(
         contents: The ground truth.
         iou_type: "bbox", "segm" or "keypoints".
         image_ids: Ids of the images to score. None: all images.
-        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
-            COCO's values for 17 keypoints, 0.05 for any other number.
+        sigmas: (J,) standard deviation of the annotations of each of the J keypoints, as a fraction of the square root
+            of the object's area. None: COCO's values for 17 keypoints, 0.05 for any other number.
 
     Returns:
         The annotations for COCOeval, the ids of the scored categories and images, both ascending, and the sigmas (None

@@ -212,7 +212,7 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The other pixels have the value `filling`, which is zero after normalisation unless the model has a
+        Pixels outside the image get the colour `filling`, which is zero after normalisation unless the model has a
         `letterbox_value`. With the rounding "square" the image is stretched instead, and nothing is filled.
 
         Args:
@@ -280,8 +280,9 @@ class KeepSize:
             resize: Must be None, because the predictor resizes by its own rule.
 
         Returns:
-            Dict of `image` (B, h, w, 3), padded at the bottom right, uint8 if all images are uint8 and float32
-            otherwise; `image_size` and `original_size` (B, 2) int32, both the heights and widths of the images.
+            Dict of `image` (B, h, w, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32,
+            both the heights and widths of the images in pixels. A tensor keeps its dtype. A list becomes uint8 if all
+            images are uint8, otherwise float32.
 
         Raises:
             UserError: If `resize` is not None.

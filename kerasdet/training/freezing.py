@@ -54,8 +54,8 @@ def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
             raise UserError(
                 f"{len(random)} frozen layers of {type(model).__name__}.{name} have random weights "
                 f"({random[0]}{', ...' if len(random) > 1 else ''}) and would keep them, so the other layers would "
-                "learn from noise. Load pretrained weights (gin: pretrained or backbone_weights; Python: "
-                "kerasdet.load), "
+                "learn from noise. Load pretrained weights (gin: train.model = @pretrained() or @backbone_weights(); "
+                "Python: kerasdet.loading.pretrained or backbone_weights), "
                 f"build a ResNet with norm='bn' and freeze_at=0, or pass freeze=['{name}'] if these layers should stay "
                 "random."
             )

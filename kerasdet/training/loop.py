@@ -85,15 +85,16 @@ class TrainingLoop(keras.callbacks.Callback):
         self.can_stop_now = False  # True while the checkpoint of the current step is already on the disk
 
     def fit(self, batches: Callable[..., tf.data.Dataset]) -> None:
-        """Runs the remaining steps.
+        """Runs the remaining steps; before them, the evaluation that an interrupted process did not complete, if any.
 
         Args:
-            batches: Function that takes a worker's ``input_context`` and returns a `tf.data.Dataset` of the batches
-                that remain.
+            batches: Function that returns a `tf.data.Dataset` of the batches that remain. With several replicas it is
+                called with the worker's `tf.distribute.InputContext`, otherwise without arguments.
 
         Raises:
             SystemExit: With code 143 after SIGTERM.
             FloatingPointError: If the loss is not finite.
+            UserError: If the evaluation has no metric with the name `Validation.monitor`.
             RuntimeError: If another worker has ended.
         """
         self.detector.stop_training = False

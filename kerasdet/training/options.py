@@ -16,8 +16,8 @@ class Validation:
     Args:
         data: Dataset to evaluate on.
         evaluate: Function ``evaluate(model, data)`` that returns an object with ``summary``, a dict of metrics by name.
-            `kerasdet.evaluate` measures COCO AP. The losses on `data` are measured as well, if `data` was read with all
-            ground truth that they need, such as masks.
+            `kerasdet.evaluate` measures COCO AP. The run also measures the losses on `data`, such as ``val_loss``, if
+            `data` was read with all ground truth that they need, such as masks.
         every: Number of epochs (see `Checkpointing`) between two evaluations. A run always evaluates after its last
             step.
         monitor: Name of the metric that selects the best model, such as "AP50", "segm/AP" or "val_loss". Lower is
