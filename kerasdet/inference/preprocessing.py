@@ -53,17 +53,24 @@ class Preprocessing(ConfigFromInit):
         letterbox_value: float | None = None,
     ):
         if channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
+            raise ValueError(f"Preprocessing.channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"mean is {tuple(mean)} and std is {tuple(std)}: expected three numbers each, and std above 0."
+                f"Preprocessing.mean is {tuple(mean)} and Preprocessing.std is {tuple(std)}: expected three numbers "
+                "each, and std above 0."
             )
         if rounding not in resize_ops.ROUNDINGS:
-            raise ValueError(f"rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}.")
+            raise ValueError(
+                f"Preprocessing.rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}."
+            )
         if kernel not in resize_ops.KERNELS:
-            raise ValueError(f"kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}.")
+            raise ValueError(
+                f"Preprocessing.kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}."
+            )
         if letterbox_value is not None and not 0 <= letterbox_value <= 255:
-            raise UserError(f"letterbox_value is {letterbox_value!r}: expected a pixel value from 0 to 255, or None.")
+            raise UserError(
+                f"Preprocessing.letterbox_value is {letterbox_value!r}: expected a pixel value from 0 to 255, or None."
+            )
         check_positive("Preprocessing", shortest=shortest, longest=longest, size_divisor=size_divisor)
         if longest < shortest:
             raise UserError(
