@@ -34,7 +34,7 @@ class ConfigFromInit:
             The serialised arguments, by name.
 
         Raises:
-            UserError: If the object has no attribute for an argument.
+            UserError: If the object has no attribute for an argument, or a constructor has ``*args``.
         """
         inherited = super().get_config() if isinstance(self, keras.layers.Layer) else {}
         names = constructor_arguments(type(self))

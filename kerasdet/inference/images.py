@@ -153,7 +153,7 @@ def shape_remedy(shape: tuple[int, ...]) -> str:
     """Returns advice for an array that is not an RGB image.
 
     Args:
-        shape: Shape of the array, without the axis of the batch.
+        shape: Shape of the array of one image.
 
     Returns:
         Advice for the end of an error message.

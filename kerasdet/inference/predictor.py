@@ -15,7 +15,7 @@ from kerasdet.inference.preprocessing import KeepSize, Preprocessing, check_resi
 
 
 class Predictor:
-    """Base class of everything that detects objects in images.
+    """Detects objects in images: the base class of kerasdet's Keras models, exports, tiles and test-time augmentation.
 
     A subclass sets the attributes and defines `detect_batch`. `detect` and `kerasdet.evaluate` then work.
 

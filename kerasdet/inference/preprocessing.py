@@ -54,17 +54,24 @@ class Preprocessing(ConfigFromInit):
         letterbox_value: float | None = None,
     ):
         if channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
+            raise ValueError(f"Preprocessing.channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"mean is {tuple(mean)} and std is {tuple(std)}: expected three numbers each, and std above 0."
+                f"Preprocessing.mean is {tuple(mean)} and Preprocessing.std is {tuple(std)}: expected three numbers "
+                "each, and std above 0."
             )
         if rounding not in resize_ops.ROUNDINGS:
-            raise ValueError(f"rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}.")
+            raise ValueError(
+                f"Preprocessing.rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}."
+            )
         if kernel not in resize_ops.KERNELS:
-            raise ValueError(f"kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}.")
+            raise ValueError(
+                f"Preprocessing.kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}."
+            )
         if letterbox_value is not None and not 0 <= letterbox_value <= 255:
-            raise UserError(f"letterbox_value is {letterbox_value!r}: expected a pixel value from 0 to 255, or None.")
+            raise UserError(
+                f"Preprocessing.letterbox_value is {letterbox_value!r}: expected a pixel value from 0 to 255, or None."
+            )
         check_positive("Preprocessing", shortest=shortest, longest=longest, size_divisor=size_divisor)
         if longest < shortest:
             raise UserError(
@@ -229,7 +236,7 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The other pixels have the value `filling`, which is zero after normalisation unless the model has a
+        Pixels outside the image get the colour `filling`, which is zero after normalisation unless the model has a
         `letterbox_value`. With the rounding "square" the image is stretched instead, and nothing is filled.
 
         Args:
@@ -298,8 +305,9 @@ class KeepSize:
             resize: Must be None, because the predictor resizes by its own rule.
 
         Returns:
-            Dict of `image` (B, h, w, 3), padded at the bottom right, uint8 if all images are uint8 and float32
-            otherwise; `image_size` and `original_size` (B, 2) int32, both the heights and widths of the images.
+            Dict of `image` (B, h, w, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32,
+            both the heights and widths of the images in pixels. A tensor keeps its dtype. A list becomes uint8 if all
+            images are uint8, otherwise float32.
 
         Raises:
             UserError: If there is no image, an image is invalid, or `resize` is not None.

@@ -120,11 +120,11 @@ def tile_boxes(height: int, width: int, tile: int, overlap: float) -> np.ndarray
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         tile: Height and width of a tile in pixels.
-        overlap: Smallest fraction of a tile's side that it shares with the next tile, in [0, 1).
+        overlap: Fraction of a tile's side that it shares with the next tile, in [0, 1). The last tile may share more.
 
     Returns:
-        The T tiles, (T, 4) int32 yxyx in pixels, row by row. If the image is shorter than a tile, the tiles are as long
-        as the image.
+        The T tiles, (T, 4) int32 yxyx in pixels, row by row. If a side of the image is shorter than `tile`, the tiles
+        are as long as this side.
 
     Raises:
         UserError: If there are more than 20,000 tiles.

@@ -211,11 +211,13 @@ class VideoWriter:
 
         Args:
             image: (H, W, 3) uint8 RGB. It is resized if its size differs from that of the first picture.
-            time: Time at which the picture appears, in seconds since the beginning.
+            time: Time at which the picture appears, in seconds since the beginning of the video. A time that is not
+                after the previous picture is replaced by the next possible time.
 
         Raises:
             UserError: If the picture has another shape or type, or the time is not finite.
-            OSError: If the disk is full. The temporary file is then deleted.
+            OSError: If the file cannot be written, for example because the disk is full. The temporary file is then
+                deleted.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise UserError(
@@ -250,7 +252,8 @@ class VideoWriter:
         do nothing.
 
         Raises:
-            OSError: If the disk is full. The temporary file is then deleted.
+            OSError: If the file cannot be written, for example because the disk is full. The temporary file is then
+                deleted.
         """
         if self._container is None:
             return
