@@ -104,7 +104,8 @@ class Detector(Predictor, Trainer):
             image_size: (B, 2) int32 heights and widths of the images in the network's input, in pixels.
 
         Returns:
-            The pyramid, a dict from level name to features (B, h, w, C). Subclasses may return a dict of other outputs.
+            The pyramid, a dict from level name to features (B, h, w, C), or an empty dict if the model returns no
+            pyramid. Subclasses may return a dict of other outputs.
         """
         return outputs.get("pyramid", {})
 
