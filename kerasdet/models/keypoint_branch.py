@@ -183,8 +183,8 @@ class KeypointBranch(ConfigFromInit, Branch):
         if not self.keypoint_names:
             raise UserError(
                 f"The {self.num_keypoints} keypoints have no names, so left and right ones cannot be swapped in a "
-                "mirror image: give KeypointBranch keypoint_names such as 'left_eye', or use AugmentedPredictor with "
-                "hflip=False instead of --tta."
+                "mirror image: give KeypointBranch keypoint_names such as 'left_eye', or use "
+                "kerasdet.inference.AugmentedPredictor(model, hflip=False) instead of --tta."
             )
         return tf.gather(super().hflip(maps), keypoint_ops.flip_order(self.keypoint_names), axis=4)
 
