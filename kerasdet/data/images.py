@@ -25,7 +25,7 @@ from PIL import (
 
 from kerasdet.data import jpeg
 from kerasdet.errors import UserError
-from kerasdet.paths import expand
+from kerasdet.paths import expand, why_no_file
 
 FORMATS = "JPEG, PNG, BMP, GIF, WebP or TIFF"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -146,8 +146,8 @@ def read(path: str | os.PathLike) -> np.ndarray:
         UserError: If the file is not an image, or is damaged.
     """
     path = expand(path, "The path of an image")
-    if not path.is_file():
-        raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
+    if reason := why_no_file(path):
+        raise FileNotFoundError(f"The image {path} {reason}: expected a {FORMATS} file. Check the path.")
     encoded = path.read_bytes()
     try:
         info = inspect(encoded)
