@@ -30,10 +30,10 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
         outputs: ``image``, (H, W, 3) uint8 RGB, and at least one output of the source framework for this image, which
             the framework resized by its own rule. All outputs may have a batch axis of length 1. Possible outputs are
             the levels ``p3``, ... of the pyramid, (C, h, w); those of dense heads for the R anchors or points of all
-            levels: ``class_logits`` (R, K), for torchvision (R, 1 + K) with the background first, ``box_deltas``
-            (R, 4) as (dx, dy, dw, dh) or ``box_distances`` (R, 4) as (l, t, r, b), and ``centerness`` (R, 1); and D
-            detections: ``boxes`` (D, 4) xyxy in pixels of the image, ``scores`` (D,) and ``labels`` (D,), the
-            framework's own class numbers.
+            levels: ``class_logits`` (R, K) of the K classes, for torchvision (R, 1 + K) with the background first,
+            ``box_deltas`` (R, 4) as (dx, dy, dw, dh) or ``box_distances`` (R, 4) as (l, t, r, b), and ``centerness``
+            (R, 1); and D detections: ``boxes`` (D, 4) xyxy in pixels of the image, ``scores`` (D,) and ``labels`` (D,),
+            the framework's own class numbers.
         source: Name of the model in its framework, a key of `SOURCES`.
 
     Returns:

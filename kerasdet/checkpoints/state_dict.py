@@ -42,15 +42,15 @@ def named_tensors(contents: object, weights: str | None = None) -> dict[str, Ten
 
     Args:
         contents: Object from a pickle.
-        weights: Name of the container to use, such as "model_ema". The only container is used if this is None or not
-            the name of a container.
+        weights: Name of the container to use, such as "model_ema". If it is None or not the name of a container, the
+            only container is used, or `state_dict` if mmengine saved the pair `state_dict` and `ema_state_dict`.
 
     Returns:
         The tensors by name, without scalars, strings, nested dictionaries and caffe2's solver state. If `weights` is
         the name of a container, it is put before all names, as in ``model_ema.backbone.conv1.weight``.
 
     Raises:
-        UserError: If several containers hold weights and `weights` is not the name of one of these.
+        UserError: If several other containers hold weights and `weights` is not the name of one of these.
         ValueError: If the object is not a dictionary.
     """
     prefix = ""

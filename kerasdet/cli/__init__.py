@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kerasdet. 130: Ctrl-C. 141: the program that reads the output, such as ``head``, has ended.
 
     Raises:
-        SystemExit: For ``--help`` (code 0) and usage errors (2), after SIGTERM (143), and with the exit code of a
-            worker of ``train --workers`` that failed.
+        SystemExit: For ``--help`` and ``--version`` (code 0) and usage errors (2), after SIGTERM (143), and with the
+            exit code of a worker of ``train --workers`` that failed.
     """
     options = make_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):

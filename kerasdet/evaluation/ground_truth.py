@@ -229,7 +229,7 @@ def _check_masks(contents, scored, where):
 
 
 def _for_coco(annotation, number, iou_type, image, sigmas, where):
-    """Returns the keys of an annotation that COCOeval needs.
+    """Returns an annotation as COCOeval needs it.
 
     Annotations get new ids from 1, because pycocotools 2.0 takes id 0 for "no match" and merges annotations that share
     an id. An object without a mask becomes a crowd that fills its box, so that a mask found there is neither right nor

@@ -38,7 +38,8 @@ class Detections:
             in [0, 1]. None: the model predicts no masks.
         mask_boxes: (N, 4) float32 yxyx in pixels of the image, the areas that `mask_probs` cover instead of the boxes;
             `mask_probs` may then be (N, h, w). None: `mask_probs` cover the boxes.
-        keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image. None: the model predicts no keypoints.
+        keypoints: (N, J, 3) float32, J keypoints (y, x, score) of each object, in pixels of the image. None: the model
+            predicts no keypoints.
         mask_convention: Source framework whose pasting of masks is reproduced: "detectron2", "torchvision" or "mmdet";
             required with `mask_probs`.
         skeleton: Pairs of keypoint indices that `draw` connects by a line.

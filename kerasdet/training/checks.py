@@ -385,7 +385,7 @@ def check_division(batch_size: int, strategy: tf.distribute.Strategy, step_optio
         )
     if step_options.jit_compile and replicas > 1:
         raise UserError(
-            f"StepOptions.jit_compile works on one replica only, but there are {replicas}: set jit_compile=False."
+            f"StepOptions.jit_compile works on one replica only, but there are {replicas}: set it to False."
         )
 
 

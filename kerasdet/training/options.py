@@ -69,10 +69,10 @@ class StepOptions:
     """Configures the training step: padding, micro-batches and compilation.
 
     Args:
-        pad_to: Height and width in pixels to which every batch is padded. None: each batch is padded to its largest
-            image.
-        max_boxes: Number of objects to which every image is padded. None: images are padded to the largest number of
-            objects in their batch.
+        pad_to: Height and width in pixels to which every batch is padded. An image that is larger after the transforms
+            raises an error. None: each batch is padded to its largest height and width, rounded up to multiples of 32.
+        max_boxes: Number of objects to which every image is padded. An image with more objects raises an error. None:
+            images are padded to the largest number of objects in their batch.
         micro_batches: Number of parts (micro-batches) into which a replica splits its images. The parts run one after
             the other, which saves memory, and the step applies the mean of the gradients of all parts. The losses of
             each part are normalised by the positives in the part, so results differ slightly from those of one large

@@ -42,7 +42,7 @@ def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
     if 0 < num_gpus < count:
         raise UserError(
             f"There are {count} workers, but only {num_gpus} GPUs: expected at most one worker per GPU. "
-            f"Pass --workers {num_gpus} or fewer."
+            f"Pass --workers {num_gpus} (Python: count=) or fewer."
         )
     for restarts in range(MAX_RESTARTS + 1):
         if restarts:
@@ -83,7 +83,7 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
 
 def _wait(workers, received):
-    """Waits for all workers; returns the sorted exit codes of failed workers, without those that it kills itself."""
+    """Waits for all workers; returns the sorted exit codes of the workers that failed before this function ends any."""
     passed_on, deadline = 0, math.inf
     while True:
         for number in received[passed_on:]:
