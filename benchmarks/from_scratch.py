@@ -5,7 +5,7 @@
 Each recipe runs in a process of its own, with images and batches of half the recipe's size; only the generated shapes
 keep their size. A few steps measure the processor time of a step, and the run then gets as many steps as fit into
 `--seconds`, with the learning rate's schedule stretched over them. Building the model, tracing and evaluation do not
-count. Latency is the processor time
+count. Latency is the processor
 time of `detect` for one image, the median of 20, with resizing and post-processing. With `--int8` each RTMDet is also
 exported to TFLite in 8 bits, calibrated on 32 training images, and evaluated beside the same file in float32. FOLDER
 has the folders `bccd` and `dsb_small`.

@@ -14,11 +14,14 @@ def likely_cause(images: Sequence[tuple[Side, Side]], pair: Callable[[Side, Side
     """Finds a mistake whose correction would give most of the model's detections a partner.
 
     Args:
-        images: Detections of each image without padding, (N, ...) arrays by name: the model's and the export's.
-        pair: Function of the model's and the export's detections of an image that returns the indices (P, 2) of pairs.
+        images: The model's and the export's detections of each image without padding: dicts of `boxes` (N, 4) yxyx,
+            `scores` (N,) and `class_ids` (N,).
+        pair: Function of the model's and the export's detections of an image. It returns the indices of both sides, (P,
+            2), for P pairs.
 
     Returns:
-        A sentence that states the mistake and the expectation, or None if no usual mistake explains the differences.
+        A sentence that states the mistake and the expectation. None if no usual mistake explains the differences, or if
+        most detections have a partner already.
     """
     total = sum(len(ours["scores"]) for ours, _ in images)
 
@@ -31,12 +34,12 @@ def likely_cause(images: Sequence[tuple[Side, Side]], pair: Callable[[Side, Side
 
 
 def _as_pixels(ours, theirs):
-    """Multiplies fractions by the height and width at which the best detections agree."""
+    """Scales boxes like `_scaled` if they are fractions of the image, otherwise changes nothing."""
     return _scaled(ours, theirs) if theirs["boxes"].max(initial=0) <= _LARGEST_FRACTION else {}
 
 
 def _scaled(ours, theirs):
-    """Scales y and x so that detections of the same rank agree."""
+    """Scales y and x by factors at which detections with the same position in both lists agree."""
     count = min(len(ours["boxes"]), len(theirs["boxes"]))
     mine, other = (np.asarray(side["boxes"][:count, 2:], float) for side in (ours, theirs))  # bottom and right
     factors = np.median(mine / np.maximum(other, 1e-9), 0) if count else np.ones(2)  # (2,)

@@ -29,8 +29,8 @@ def new_file(path: str | os.PathLike, name: str) -> Path:
         The expanded path.
 
     Raises:
-        UserError: If the path does not have the suffix of the format.
-        FileExistsError: If the file exists.
+        UserError: If the path is not a local path, or does not have the suffix of the format.
+        FileExistsError: If a file or folder exists at the path.
     """
     path = expand(path)
     choose_spec(path, name)
@@ -80,7 +80,7 @@ def check_size(size: tuple[int, int] | None) -> None:
     if size is not None and not (
         np.shape(size) == (2,) and all(isinstance(length, int | np.integer) and length > 0 for length in size)
     ):
-        raise UserError(f"size is {size!r}: expected (height, width) in whole pixels, such as (320, 320).")
+        raise UserError(f"size is {size!r}: expected (height, width) in whole pixels, 1 or more, such as (320, 320).")
 
 
 def check_calibration(precision: str, calibration_images: Sequence) -> None:
@@ -92,13 +92,13 @@ def check_calibration(precision: str, calibration_images: Sequence) -> None:
 
     Raises:
         UserError: If images are missing, or are given for a precision that does not use them.
-        FileNotFoundError: If an image file does not exist.
+        FileNotFoundError: If a path is not that of an existing file.
     """
     for image in calibration_images:
         if isinstance(image, str | os.PathLike) and not expand(image, "--calibration-images").is_file():
             raise FileNotFoundError(
-                f"The calibration image {image} does not exist: expected an image file. Check --calibration-images "
-                "(Python: calibration_images=)."
+                f"The calibration image {image} does not exist or is a folder: expected an image file. Check "
+                "--calibration-images (Python: calibration_images=)."
             )
     if precision == "int8" and 0 < len(calibration_images) < _FEW_IMAGES:
         log.warning(
@@ -113,6 +113,6 @@ def check_calibration(precision: str, calibration_images: Sequence) -> None:
         )
     if precision != "int8" and len(calibration_images):
         raise UserError(
-            f"Calibration images are for precision int8, but the precision is {precision}: remove the "
-            f"calibration images."
+            f"Calibration images are for precision int8, but the precision is {precision}: remove "
+            "--calibration-images (Python: calibration_images=), or choose precision int8."
         )

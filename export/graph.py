@@ -1,8 +1,8 @@
 """Converts a model's inference to one fast graph: batch norm folded, weights and arithmetic in the chosen precision.
 
 The passes are here and in `graph_folding`, `graph_precision` and `graph_wide_convs`. Each is a function from a
-`GraphDef` to a `GraphDef` that does not depend on the model. Several passes undo a workaround in a layer that only
-training needs, so their order matters. `rename_functions` comes before all:
+`GraphDef` to a `GraphDef` that does not depend on the model. Some passes undo workarounds in layers that only training
+needs. `rename_functions` runs first, then:
 
 1. `drop_gradients` removes the custom gradients of kerasdet's ops, which no other process can look up.
 2. `to_float32` converts 16-bit ops of a model trained under a mixed policy to float32. The passes below fold weights;
@@ -49,10 +49,11 @@ class InferenceGraph(tf.Module):
     Args:
         function: Function of tensors that returns a dict of tensors.
         signature: `tf.TensorSpec` of each argument of the function.
-        precision: Precision of convolutions, of matrix products and of the ops between them, one of `PRECISIONS`.
+        precision: Precision of convolutions and matrix products with constant weights, and of simple ops that follow
+            them, see `kerasdet.export.graph_precision.lower_precision`. One of `PRECISIONS`.
 
     Attributes:
-        weights: Variables of the graph by name.
+        weights: Variables that hold the constants of more than 2048 bytes, by name.
         detect: The optimised function.
         graph_def: The optimised graph, with a placeholder ``NAME:0`` for each weight. A process that imports it by
             `tf.graph_util.import_graph_def` needs `tf.compat.v1.wrap_function` around the import: a `tf.function` does
@@ -143,14 +144,14 @@ def drop_gradients(graph: GraphDef) -> GraphDef:
 
 
 def extract_weights(nodes: Sequence[NodeDef], graph: GraphDef) -> tuple[GraphDef, dict[str, np.ndarray]]:
-    """Replaces large constants by placeholders.
+    """Replaces constants of more than 2048 bytes by placeholders.
 
     Constants would be copied with the graph at each step of loading: loading a ResNet-50 would take 5 GB of memory
     instead of 1 GB.
 
     Args:
         nodes: Nodes of the new graph, each after its inputs.
-        graph: Graph that contains the nodes. The new graph gets its function library.
+        graph: Graph that contains the nodes. The new graph gets the function library of this graph.
 
     Returns:
         The new graph, and a dict from the name of each placeholder to its constant.

@@ -6,13 +6,13 @@ from kerasdet.export.graph_nodes import GraphDef, NodeDef, constant_node, copied
 
 
 def fold_constants(graph: GraphDef) -> GraphDef:
-    """Removes copies, casts to the same type and reshapes between a weight and its use, and duplicates of constants.
+    """Bypasses copies, casts to the same type and reshapes of constants, and replaces equal constants by the first one.
 
     Args:
         graph: A graph whose weights are constants.
 
     Returns:
-        The converted graph.
+        The converted graph. The bypassed nodes are still in it, but no other node needs them.
     """
     graph = copied(graph)
     nodes = {node.name: node for node in graph.node}
@@ -43,7 +43,9 @@ def fold_constants(graph: GraphDef) -> GraphDef:
 
 
 def fold_batch_norm(graph: GraphDef) -> GraphDef:
-    """Merges batch norms with stored statistics into the convolutions before them, as scaled weights and a bias.
+    """Merges batch norms with stored statistics into the Conv2D ops before them, as scaled weights and a bias.
+
+    Batch norms after other ops, such as depthwise convolutions, do not change.
 
     Args:
         graph: A graph whose weights are constants.

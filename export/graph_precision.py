@@ -139,13 +139,16 @@ def widen_strides(graph: GraphDef) -> GraphDef:
 
 
 def _weighted_inputs(node, is_constant):
-    """Returns the typed inputs of a convolution or matrix product with constant weights, otherwise nothing."""
+    """Returns the indices of data and weight of a convolution or matrix product with constant weights, otherwise ()."""
     typed = _WEIGHTED.get(node.op, ())
     return typed if typed and is_constant(node.input[typed[1]]) else ()
 
 
 def _following_inputs(node, is_constant, low):
-    """Returns the typed inputs of an op that can stay in 16 bits because all its inputs do, otherwise nothing."""
+    """Returns the indices of the floating-point inputs of an op of `_FOLLOWING` or a ConcatV2, otherwise ().
+
+    Returns () also if none of these inputs is 16-bit, or if one is neither 16-bit nor constant.
+    """
     typed = _FOLLOWING.get(node.op, ())
     if node.op == "ConcatV2":
         typed = tuple(range(node.attr["N"].i))

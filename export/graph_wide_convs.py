@@ -12,13 +12,14 @@ from kerasdet.export.graph_nodes import FLOAT, GraphDef, NodeDef, copied, dtype_
 def split_wide_convs(graph: GraphDef, ends: Collection[str]) -> GraphDef:
     """Splits single images into two halves for wide float32 3x3 convolutions, which are then faster on CPUs.
 
-    A convolution is wide if its number of output channels is a multiple of 256. TensorFlow 2.21 reorders the weights of
-    a convolution for two images, but not for one image; with the original order, oneDNN takes 1.5 times as long. Inputs
-    of at most 16 rows are not split. The results are equal to the last bit.
+    A convolution is wide if its number of output channels is a multiple of 256. The pass changes wide convolutions with
+    padding "SAME", without strides and dilation, whose result goes only to a BiasAdd. TensorFlow 2.21 reorders the
+    weights of a convolution for two images, but not for one image; with the original order, oneDNN takes 1.5 times as
+    long. Inputs of at most 16 rows are not split. The results are equal to the last bit.
 
     Args:
         graph: A graph whose weights are constants.
-        ends: Names of the graph's inputs and outputs, which must remain.
+        ends: Names of the graph's input and output nodes. Each stays in the graph and keeps its value.
 
     Returns:
         The converted graph.

@@ -50,7 +50,7 @@ def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict
 
     Args:
         model: The detector.
-        outputs: The dict that the model returned.
+        outputs: The dict that the model's `call` returned.
         image_size: (B, 2) heights and widths of the images without padding, in pixels.
 
     Returns:
@@ -63,11 +63,11 @@ def detections(model: Detector, outputs: Mapping, image_size: tf.Tensor) -> dict
 
 
 def raw_outputs(outputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-    """Concatenates the raw outputs of the heads over all levels.
+    """Concatenates the raw outputs of the heads over all levels; other outputs are left out.
 
     Args:
-        outputs: For each output name, a dict from level name to (B, R_l, ...). R_l is the number of anchors or points
-            of level l.
+        outputs: The result of the model's `call`. Its entries in `HEADS` are dicts from level name to (B, R_l, ...).
+            R_l is the number of anchors or points of level l.
 
     Returns:
         The concatenated outputs (B, R, ...) by name; R is the sum of all R_l.
@@ -88,8 +88,8 @@ def to_original(
     dropped, unless the model sees the padding as part of the image.
 
     Args:
-        detections: Padded detections, a dict of `boxes` (B, D, 4) yxyx, `scores` (B, D) and more, see
-            `kerasdet.inference.padded`.
+        detections: Padded detections in pixels of the letterboxed images, a dict of `boxes` (B, D, 4) yxyx, `scores`
+            (B, D) and more, see `kerasdet.inference.padded`.
         size: Height and width of the resized images without padding, in pixels.
         original_size: (B, 2) heights and widths of the original images, in pixels.
         rule: The model's preprocessing.

@@ -54,8 +54,8 @@ class Format:
             not exist yet. It checks its arguments before it writes anything, and raises a `UserError` for an invalid
             option or an `OSError` for an unusable path. It never overwrites files.
         load: `load(path) -> Predictor` opens a file or folder that `write` wrote. The predictor has `metadata`, the
-            dict that `read_metadata` returns; `kerasdet.export.metadata.describe` sets the other attributes.
-            Verification does not call `load`.
+            dict that `read_metadata` returns, and `preprocessing`, see `Predictor`. `kerasdet.export.metadata.describe`
+            sets all other attributes. Verification does not call `load`.
         read_metadata: `read_metadata(path) -> dict` reads the description of the model and its export without loading
             the model. `kerasdet.export.metadata.model_metadata` makes the description. Its entry ``precision``, one of
             the format's precisions, determines how closely the export must agree with the model. The report also prints

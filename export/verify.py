@@ -1,14 +1,15 @@
 """Compares the detections of a model and its export, with one table of tolerances.
 
-Each detection of the model is paired with the nearest detection of the export that has the same class and an IoU of at
-least 0.5, if there is one. The comparison measures the differences of the pairs (boxes, scores, masks, keypoints,
-outputs of other branches), and counts detections without a partner.
+Each detection of the model is paired with the nearest unpaired detection of the export that has the same class and an
+IoU of at least 0.5, if there is one. The comparison measures the differences of the pairs (boxes, scores, masks,
+keypoints, outputs of other branches), and counts detections without a partner.
 
 Three classes of precision have their own tolerances, because rounding affects them differently:
 
-* float32 repeats the model's arithmetic, so every detection must have a partner.
+* float32 repeats the model's arithmetic, so every clear detection must have a partner (see `Tolerance`).
 * 16 bits round each box and score slightly, and sometimes change which of two crowded boxes NMS keeps.
-* 8 bits round ten times as much. Only detections with a high score are compared, and AP if there is a dataset.
+* 8 bits round ten times as much. Only detections with a score above 0.5 are clear; AP on a dataset, which
+  `kerasdet.export.workflow.compare_ap` measures, covers the others.
 
 A broken converter changes *all* detections in the same way. Signed errors are therefore bounded more tightly than
 absolute ones (`box_bias`), and most bounds apply to means, medians and fractions instead of worst cases. Every bound
@@ -46,24 +47,25 @@ class Tolerance:
         p95_box_error: Bounds the 95th percentile of the box errors.
         box_bias: Bounds the bias of each coordinate: the median of its signed differences, as a fraction of the box
             size, minus three standard errors. The bias is near 0 for rounding errors, and large if boxes are shifted,
-            scaled or have swapped coordinates.
+            scaled or have swapped coordinates. Fewer than 8 pairs are not checked for bias.
         mean_iou: Smallest allowed mean IoU of the pairs.
-        score_error: Bounds the mean difference of the scores, as a fraction of the mean score.
-        max_mask_error: Bounds the mean difference in probability of each mask.
-        mean_mask_error: Bounds the mean difference in probability over all masks.
+        score_error: Bounds the mean absolute difference of the scores, as a fraction of the model's mean score.
+        max_mask_error: Bounds the mean absolute difference in probability of each mask.
+        mean_mask_error: Bounds the mean absolute difference in probability over all masks.
         keypoint_distance: A keypoint counts as moved if its y or x differs by more than this fraction of the box size
             and by more than one pixel.
         moved_keypoints: Largest allowed fraction of moved keypoints. It also applies to positions in the outputs of a
             user's branch.
-        branch_error: Bounds the mean difference of any other output of a user's branch, as a fraction of the output's
-            mean absolute value.
+        branch_error: Bounds the mean absolute difference of any other output of a user's branch, as a fraction of the
+            output's mean absolute value.
         borderline_margin: A detection is clear if its score exceeds the score threshold by more than this; if an image
             has the maximum number of detections, its score must also exceed their lowest score by more than this.
             Other detections are borderline: rounding may drop them.
-        clear_score: Minimum score of a clear detection.
-        unmatched_clear: Largest allowed fraction of clear detections without a partner, over both sides.
+        clear_score: A clear detection also has a score above this.
+        unmatched_clear: Largest allowed fraction of clear detections without a partner, over both sides. Two such
+            detections are always allowed, unless the fraction is 0.
         unmatched: Largest allowed fraction of all detections without a partner, including borderline ones, over both
-            sides.
+            sides. Two such detections are always allowed if there is at least one pair.
     """
 
     max_box_error: float
@@ -169,8 +171,8 @@ class Report:
         matched: Number of pairs.
         one_sided: Number of detections of both sides without a partner.
         clear: Number of clear detections of both sides.
-        branch_errors: Mean difference of each output of a user's branch, relative to the mean absolute value of the
-            output, by name.
+        branch_errors: Mean absolute difference of each output of a user's branch, relative to the mean absolute value
+            of the output, by name.
         milliseconds: Median time of the export for the first image, in milliseconds. NaN: not measured.
         model_milliseconds: Shortest time of the Keras model per image, over all compared batches, in milliseconds. NaN:
             not measured.
@@ -223,7 +225,7 @@ def compare(
             `kerasdet.inference.padded`) for the same images, in pixels: first the model's, then the export's.
         tolerance: Result of `tolerance_for`.
         score_threshold: Score threshold of the model.
-        branch_outputs: The model's `Detector.branch_outputs`.
+        branch_outputs: The model's `Detector.branch_outputs`. By default the outputs of kerasdet's own branches.
         subject: Name of the export, for the beginning of error messages.
 
     Returns:

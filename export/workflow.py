@@ -55,22 +55,22 @@ def export_and_verify(
     """Writes a detector in an export format and verifies that the export gives the same detections.
 
     The export runs in another process without kerasdet. Its detections are compared with the model's, see
-    `kerasdet.export.verify`. If the comparison fails, all written files are removed.
+    `kerasdet.export.verify`. If the export or the comparison fails, all written files are removed.
 
     Args:
         model: The detector.
         path: File or folder to write; it must not exist yet. With `serving`: the folder from which a server loads
             versions; it may exist.
-        format: Name of a format in `kerasdet.export.formats`, such as "onnx". None: the format with the suffix of
-            `path`, or "saved_model" without a suffix.
+        format: Name of a format: "saved_model", "onnx", "openvino" or "tflite". None: the format of the suffix of
+            `path`, ".onnx" or ".tflite", otherwise "saved_model".
         serving: Whether to write the model as the next version in a folder for a model server.
         precision: Precision of the network: "float32", "bfloat16", "float16", "dynamic" or "int8". Each format supports
             some of these, see `kerasdet.export.spec.FormatSpec`.
         verify_images: Images for the comparison: arrays (H, W, 3), PIL images or paths. By default the first four
             calibration images, or generated images if there are none.
         calibration_images: Arrays (H, W, 3), PIL images, paths of image files or of folders of image files, on which
-            "int8" measures the ranges of activations. Of more than 100, only 100 are used, taken at equal distances.
-            Other precisions use none.
+            "int8" measures the ranges of activations. Of more than 100 images, 100 are used, evenly spaced in the list.
+            Pass none for other precisions.
         eval_data: Dataset on which the AP of model and export is measured, see `kerasdet.evaluate`. None: AP is not
             measured.
         max_ap_drop: Largest allowed loss of AP on `eval_data`, as a difference of AP in 0..1, for boxes, masks and
@@ -84,7 +84,8 @@ def export_and_verify(
 
     Raises:
         TypeError: If the model is not a detector.
-        UserError: If the format is unknown, or the format or the model does not support an option.
+        UserError: If the format is unknown or does not fit the suffix of `path`, the format or the model does not
+            support an option, or calibration images are missing or not used.
         OSError: If `path` exists or cannot be written, or the file of an image does not exist.
         VerificationError: If the export does not run, differs from the model, or loses too much AP.
 
@@ -100,7 +101,10 @@ def export_and_verify(
     if "calibration_images" in export_format.options:
         options["calibration_images"] = _spread(list(_list_images(calibration_images)))
     elif len(calibration_images):
-        raise UserError(f"Format {format} does not use calibration images: remove them, or use another format.")
+        raise UserError(
+            f"Format {format} does not use calibration images: remove them, or use a format with precision int8, such "
+            "as tflite."
+        )
     if serving and export_format.new_version is None:
         raise UserError(
             f"Format {format} has no folder layout of a model server: remove --serving (Python: serving=), or use "
@@ -109,9 +113,14 @@ def export_and_verify(
     images = read_images(verify_images)
     write_options = {"precision": precision, "gin_config": gin_config, **options}
     if not serving:
+        log.info("Writing %s ...", path)
         return path, _export(model, path, export_format, write_options, images, eval_data, max_ap_drop)
     with export_format.new_version(path) as (partial, version):
-        report = _export(model, partial, export_format, write_options, images, eval_data, max_ap_drop)
+        log.info("Writing %s ...", version)
+        try:
+            report = _export(model, partial, export_format, write_options, images, eval_data, max_ap_drop)
+        except VerificationError as error:
+            raise VerificationError(str(error).replace(str(partial), str(version))) from error
     return version, report.replace(str(partial), str(version))
 
 
@@ -137,7 +146,6 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
         export_format.write(model, path, **write_options)
 
     with removing_on_failure(path):
-        log.info("Writing %s ...", path)
         write(model, path)
         few = write_options.get("calibration_images", [])[:_MOST_CALIBRATION_IMAGES]
         images = images or read_images(few) or sample_images()
@@ -151,7 +159,7 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
             lines.append(compare_ap(model, path, eval_data, max_ap_drop))
         elif _tolerance(model, write_options["precision"]) is EIGHT_BITS:
             lines.append(
-                "AP was not measured: pass --eval ANNOTATIONS (Python: eval_data=) to measure the loss of 8 bits, "
+                "AP was not measured: pass --data DATA (Python: eval_data=) to measure the loss of 8 bits, "
                 f"and to reject an export that loses more than {max_ap_drop:g}."
             )
     return "\n".join(lines)
@@ -163,13 +171,14 @@ def verify_export(model: Detector, path: str | Path, images: Sequence) -> Report
     Args:
         model: The detector.
         path: Path of the export.
-        images: Images for the comparison: arrays (H, W, 3), PIL images or paths.
+        images: At least one image for the comparison: arrays (H, W, 3), PIL images or paths.
 
     Returns:
         The differences, all within the tolerance of the export's precision.
 
     Raises:
-        UserError: If `path` is not an export.
+        UserError: If `path` is not an export, or an item of `images` is not an image.
+        FileNotFoundError: If the file of an image does not exist.
         VerificationError: If the export does not run, or differs from the model.
 
     Example:
@@ -211,7 +220,7 @@ def _tolerance(model, precision) -> Tolerance:
 
 
 def _score_threshold(model) -> float:
-    """Returns the model's score threshold; 0 for a model without a threshold, such as a `ProposalNetwork`."""
+    """Returns the score threshold of the model's post-processing; 0 if it has none."""
     return getattr(model.postprocessing, "score_threshold", 0.0)
 
 
@@ -284,7 +293,7 @@ def _verify_below_threshold(model, write, path, images):
 
 
 def with_score_threshold(model: Detector, score_threshold: float) -> Detector:
-    """Copies a detector with another score threshold in its post-processing.
+    """Copies a detector with another score threshold in all its parts, such as post-processing and proposal selection.
 
     Args:
         model: The detector, which is not changed.
@@ -294,7 +303,7 @@ def with_score_threshold(model: Detector, score_threshold: float) -> Detector:
         The copy of the detector, with its own weights.
 
     Raises:
-        ValueError: If the model has no score threshold.
+        ValueError: If no part of the model has a score threshold.
     """
     config, replaced = _replace(
         keras.saving.serialize_keras_object(model)["config"], "score_threshold", score_threshold
@@ -332,7 +341,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
         A string with both tables and the loss of AP.
 
     Raises:
-        VerificationError: If the export loses more than `max_ap_drop`.
+        VerificationError: If the export loses more than `max_ap_drop` of any AP.
     """
     ours, theirs = evaluate(model, data), evaluate(format_of(path).load(path), data)
     drops = {
@@ -362,6 +371,10 @@ def read_images(images: Sequence) -> list[np.ndarray]:
     Returns:
         Arrays (H, W, 3) uint8 RGB. Floats are rounded, because the signature ``encoded`` of a SavedModel takes image
         files, which hold integers.
+
+    Raises:
+        UserError: If an item is not an image. The message names the index of the item.
+        FileNotFoundError: If a file does not exist.
     """
     if not len(images):
         return []
@@ -383,10 +396,10 @@ def sample_images() -> list[np.ndarray]:
 
 
 def _spread(images):
-    """Returns the images, or `_CALIBRATED` of them at equal distances."""
+    """Returns the images, or `_CALIBRATED` of them, evenly spaced in the list."""
     if len(images) <= _CALIBRATED:
         return images
-    log.info("Calibrating on %d of the %d images, at equal distances.", _CALIBRATED, len(images))
+    log.info("Calibrating on %d of the %d images, evenly spaced in the list.", _CALIBRATED, len(images))
     return [images[i * len(images) // _CALIBRATED] for i in range(_CALIBRATED)]
 
 

@@ -93,6 +93,8 @@ def removing_on_failure(path: Path) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Locks a folder inside the ``with`` block, so that no other process trains there.
 
+    On a file system without locks, a warning is logged and the block runs without a lock.
+
     Args:
         folder: Existing folder of a training run.
 
@@ -136,7 +138,8 @@ def _flush(path):
 def waiting_lock(path: Path, message: str) -> Iterator[None]:
     """Holds the lock of a file inside the ``with`` block; waits until no other process holds it.
 
-    If a process crashes, the operating system releases its locks.
+    If a process crashes, the operating system releases its locks. On a file system without locks, a warning is logged
+    and the block runs without a lock.
 
     Args:
         path: Path of the file to lock. The file and its folder are created if necessary, and the file is not deleted

@@ -34,7 +34,7 @@ class ConfigFromInit:
             The serialised arguments, by name.
 
         Raises:
-            UserError: If the object has no attribute for an argument.
+            UserError: If the object has no attribute for an argument, or a constructor has ``*args``.
         """
         inherited = super().get_config() if isinstance(self, keras.layers.Layer) else {}
         names = constructor_arguments(type(self))
@@ -142,6 +142,19 @@ def _serialized(value):
     if isinstance(value, list | tuple) and any(hasattr(item, "get_config") for item in value):
         return [_serialized(item) for item in value]
     return keras.saving.serialize_keras_object(value) if hasattr(value, "get_config") else value
+
+
+def check_data_format() -> None:
+    """Checks that Keras builds layers for images with their channels last.
+
+    Raises:
+        UserError: If Keras' image data format is "channels_first".
+    """
+    if keras.config.image_data_format() != "channels_last":
+        raise UserError(
+            "Keras' image data format is channels_first: expected channels_last, because models take images "
+            "(B, H, W, 3). Call keras.config.set_image_data_format('channels_last') before making a model."
+        )
 
 
 def float_dtype() -> tf.DType:

@@ -27,7 +27,7 @@ _OTHER_FILES = {
     "Pass the kerasdet model from which it was exported.",
     images.SUFFIXES: "an image: expected " + _MODEL + ". Pass the model first, then the images.",
     (".index", ".meta"): "a part of a TensorFlow checkpoint: expected " + _MODEL + ". Save the model as a .keras file.",
-    (".gin",): "a configuration: expected " + _MODEL + ". Train it with `kerasdet train` first.",
+    (".gin",): "a configuration: expected " + _MODEL + ". Train a model with `kerasdet train`, and pass its OUT_DIR.",
     (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
 }
 
@@ -86,6 +86,7 @@ def require_model(path: str | Path) -> None:
     Raises:
         FileNotFoundError: If the path is neither a file, a folder nor a name of `kerasdet zoo`, or if the folder
             contains no model.
+        UserError: If the path is not a local path, for example empty or a URL.
     """
     if is_published(path):
         return
@@ -110,8 +111,8 @@ def load_predictor(path: str | Path) -> Predictor:
     """
     if is_published(path) and find(Path(path).as_posix()).task == "backbone":  # checked before 100 MB are downloaded
         raise UserError(
-            f"{path} is a backbone, not a detector: choose a detector that `kerasdet zoo` lists, or pass the backbone "
-            "to a recipe that trains from one."
+            f"{path} is a backbone, not a detector: choose a detector that `kerasdet zoo` lists, or train a detector "
+            f"from the backbone with `kerasdet train RECIPE --set CHECKPOINT={path}`."
         )
     model = load(path)
     if not isinstance(model, Predictor):
@@ -168,7 +169,8 @@ def pretrained(
 
     Raises:
         FileNotFoundError: If the path contains no model.
-        UserError: If the model is not a detector, or is a detector without classes.
+        UserError: If the model is not a detector, cannot be loaded or has no classes, or `shortest` and `longest` are
+            invalid.
 
     Example:
         >>> model = kerasdet.loading.pretrained("torchvision/retinanet_resnet50_fpn_v2", num_classes=3)
@@ -225,8 +227,8 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Raises:
         FileNotFoundError: If the path contains no model.
-        UserError: If variables of the backbones differ in name or shape, or the loaded backbone has the strides of its
-            bottlenecks in another convolution, or expects another channel order.
+        UserError: If variables of the backbones differ in name or shape, the other backbone has the strides of its
+            bottlenecks in another convolution, or the other detector expects another channel order.
     """
     source = load(path)
     _check_kind(model, source, path)

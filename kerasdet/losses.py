@@ -1,8 +1,8 @@
 """Defines the losses of detectors as sums, which the caller divides by a normalizer such as the number of positives.
 
 The functions are pure. ``weights`` multiplies each element's loss before the sum; an anchor of weight 0 has no effect.
-The classes hold the options of a loss, so that a model can take the loss as an argument. The box losses
-(`SmoothL1Loss`, `IoULoss`, `GIoULoss`) take the same arguments, so a gin file can replace one by another.
+The classes hold the options of a loss, so that a model can take the loss as an argument. All box losses
+(`SmoothL1Loss`, `IoULoss`, `GIoULoss`) are called with the same arguments, so a gin file can replace one by another.
 """
 
 import keras
@@ -21,11 +21,11 @@ def focal(
 
     Args:
         logits: (..., K) class logits.
-        targets: (..., K), 0 or 1.
+        targets: (..., K), 0 or 1, of the dtype of `logits`.
         weights: Factor of each element's loss, broadcast against (..., K).
         alpha: Weight of positives, at most 1; negatives have the weight 1 - alpha. If `alpha` is negative, all weights
             are 1.
-        gamma: Exponent that reduces the loss of well-classified anchors; 0 gives plain cross entropy.
+        gamma: Exponent that reduces the loss of well-classified anchors; 0 gives cross entropy, weighted by `alpha`.
 
     Returns:
         The weighted sum, a scalar.
@@ -180,8 +180,11 @@ class FocalLoss(ConfigFromInit):
     Args:
         alpha: Weight of positives, at most 1; negatives have the weight 1 - alpha. If `alpha` is negative, all weights
             are 1.
-        gamma: Exponent that reduces the loss of well-classified anchors; 0 gives plain cross entropy.
+        gamma: Exponent that reduces the loss of well-classified anchors; 0 gives cross entropy, weighted by `alpha`.
         weight: Factor of the whole loss.
+
+    Raises:
+        UserError: If `alpha` is above 1, or `gamma` or `weight` is negative.
     """
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, weight: float = 1.0):
@@ -196,7 +199,7 @@ class FocalLoss(ConfigFromInit):
 
         Args:
             logits: (..., K) class logits.
-            targets: (..., K), 0 or 1.
+            targets: (..., K), 0 or 1, of the dtype of `logits`.
             weights: Factor of each element's loss, broadcast against (..., K).
 
         Returns:
@@ -212,6 +215,9 @@ class QualityFocalLoss(ConfigFromInit):
     Args:
         beta: Exponent that reduces the loss of probabilities near their targets; 0 gives plain cross entropy.
         weight: Factor of the whole loss.
+
+    Raises:
+        UserError: If `beta` or `weight` is negative.
     """
 
     def __init__(self, beta: float = 2.0, weight: float = 1.0):
@@ -242,6 +248,9 @@ class SmoothL1Loss(ConfigFromInit):
         beta: Error below which the loss is quadratic, in the units of the coder's deltas or distances; 0 gives plain
             L1.
         weight: Factor of the whole loss.
+
+    Raises:
+        UserError: If `beta` or `weight` is negative.
     """
 
     def __init__(self, beta: float = 0.0, weight: float = 1.0):
@@ -261,10 +270,10 @@ class SmoothL1Loss(ConfigFromInit):
 
         Args:
             predictions: (..., 4), predicted boxes in the encoding of `coder`.
-            anchors: (R, 4) or (..., 4) yxyx in pixels, the anchors of the predictions.
+            anchors: (R, 4), shared by all images, or (..., 4) yxyx in pixels: the anchors of the predictions.
             boxes: (..., 4) ground-truth boxes yxyx in pixels.
             weights: (...), factor of each box's loss.
-            coder: Box coder with `encode` and `decode`.
+            coder: Box coder; its `encode` computes the targets.
 
         Returns:
             The weighted sum, a scalar.
@@ -280,6 +289,9 @@ class IoULoss(ConfigFromInit):
     Args:
         linear: Whether the loss of a box is 1 - IoU. If False it is -log(IoU), which is constant for IoUs below 1e-6.
         weight: Factor of the whole loss.
+
+    Raises:
+        UserError: If `weight` is negative.
     """
 
     def __init__(self, linear: bool = False, weight: float = 1.0):
@@ -299,10 +311,10 @@ class IoULoss(ConfigFromInit):
 
         Args:
             predictions: (..., 4), predicted boxes in the encoding of `coder`.
-            anchors: (R, 4) or (..., 4) yxyx in pixels, the anchors of the predictions.
+            anchors: (R, 4), shared by all images, or (..., 4) yxyx in pixels: the anchors of the predictions.
             boxes: (..., 4) ground-truth boxes yxyx in pixels.
             weights: (...), factor of each box's loss.
-            coder: Box coder with `decode`.
+            coder: Box coder; its `decode` computes the boxes.
 
         Returns:
             The weighted sum, a scalar.
@@ -316,6 +328,9 @@ class GIoULoss(ConfigFromInit):
 
     Args:
         weight: Factor of the whole loss.
+
+    Raises:
+        UserError: If `weight` is negative.
     """
 
     def __init__(self, weight: float = 1.0):
@@ -334,10 +349,10 @@ class GIoULoss(ConfigFromInit):
 
         Args:
             predictions: (..., 4), predicted boxes in the encoding of `coder`.
-            anchors: (R, 4) or (..., 4) yxyx in pixels, the anchors of the predictions.
+            anchors: (R, 4), shared by all images, or (..., 4) yxyx in pixels: the anchors of the predictions.
             boxes: (..., 4) ground-truth boxes yxyx in pixels.
             weights: (...), factor of each box's loss.
-            coder: Box coder with `decode`.
+            coder: Box coder; its `decode` computes the boxes.
 
         Returns:
             The weighted sum, a scalar.

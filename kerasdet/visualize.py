@@ -64,8 +64,8 @@ def draw_boxes(
         class_ids: (N,) int class ids, which select the colours. Boxes with class id -1 are padding and are not drawn.
             None: all boxes have the colour of class 0.
         masks: (N, H, W) bool, the masks of the objects. None: no masks.
-        keypoints: (N, J, 3) as (y, x, score or visibility), in pixels of `image`. A keypoint whose last value is
-            at most 0 is not drawn. None: no keypoints.
+        keypoints: (N, J, 3), J keypoints (y, x, score or visibility) of each object, in pixels of `image`. A keypoint
+            whose score or visibility is at most 0 is not drawn. None: no keypoints.
         skeleton: Pairs of keypoint indices from 0. A line connects a pair if both keypoints are drawn.
         scale: Integer factor by which the image is enlarged before drawing, so that names on small images are legible.
 
@@ -160,7 +160,7 @@ def draw_curve(
     y_label: str,
     size: tuple[int, int] = (640, 400),
 ) -> np.ndarray:
-    """Draws a line chart with ticks, grid and legend.
+    """Draws a line chart with ticks and grid and, for several curves, a legend.
 
     Args:
         series: Maps the name of each curve to its points (x, y), which are connected in this order. A non-finite point

@@ -6,6 +6,18 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 RESULTS = SCRIPTS / "results"
+_PEER = "--peer-python PYTHON_WITH_TORCHVISION"
+# Title and options of each script. If a file of results has a "command", the site shows it instead of the options.
+_MEASURED = {
+    "augmentation": ("Augmentation of small datasets", "--data FOLDER"),
+    "cuda_ops": ("Operations on NVIDIA GPUs", ""),
+    "data": ("Throughput of the data pipeline", f"--annotations coco_cc/train.json --also TFRECORD {_PEER} --rounds 3"),
+    "evaluation": ("Evaluation and analysis", ""),
+    "from_scratch": ("Training from random weights", "shapes bccd dsb --data FOLDER --seconds 110 --int8"),
+    "ops": ("Operations on CPUs", _PEER),
+    "rtmdet": ("Latency of RTMDet-tiny", f"{_PEER} --rounds 2"),
+    "runtimes": ("Latency of RetinaNet in each runtime", f"CASE {_PEER}"),
+}
 
 
 def benchmarks() -> str:
@@ -28,17 +40,30 @@ def results(name: str) -> str:
 
 
 def _title(path):
-    return path.stem.replace("_", " ").capitalize()
+    script = _script(path)
+    case = path.stem.removeprefix(script).replace("_", " ").strip().upper()
+    return _MEASURED[script][0] + (f" ({case})" if case else "")
+
+
+def _script(path):
+    """Returns the name of the script that wrote a file: NAME for NAME.json and NAME_DEVICE.json."""
+    names = [name for name in _MEASURED if f"{path.stem}_".startswith(f"{name}_")]
+    if not names:
+        raise ValueError(
+            f"{path} has the name of no script in _MEASURED: name it SCRIPT.json or SCRIPT_DEVICE.json, or add the "
+            "script."
+        )
+    return max(names, key=len)
 
 
 def origin(path):
-    """Returns the purpose of the script that wrote a file, and the command. NAME_DEVICE.json comes from NAME.py."""
-    names = [script.stem for script in SCRIPTS.glob("*.py") if f"{path.stem}_".startswith(f"{script.stem}_")]
-    if not names:
-        raise ValueError(f"{path} has the name of no script in {SCRIPTS}: name it SCRIPT.json or SCRIPT_DEVICE.json.")
-    script = max(names, key=len)
+    """Returns the purpose of the script that wrote a file, and the command."""
+    script, contents = _script(path), json.loads(path.read_text())
     purpose = ast.get_docstring(ast.parse((SCRIPTS / f"{script}.py").read_text())).partition("\n\n")[0]
-    return f"{purpose} (`python benchmarks/{script}.py --json {path.name}`; `--help` lists the options.)"
+    command = f"python benchmarks/{script}.py {_MEASURED[script][1]}".strip()
+    if isinstance(contents, dict):
+        command = contents.get("command", command)
+    return f"{purpose} (`{command} --json {path.name}`; `--help` lists the options.)"
 
 
 def runtimes() -> str:
@@ -82,6 +107,7 @@ def _table(contents):
     """Returns facts as a list, and the rows of the first list of records as a table."""
     rows = contents if isinstance(contents, list) else next(filter(_is_rows, contents.values()), [])
     facts = {} if isinstance(contents, list) else {k: v for k, v in contents.items() if not isinstance(v, list | dict)}
+    facts.pop("command", None)  # `origin` shows it
     lines = [f"- {name.replace('_', ' ')}: `{value}`" for name, value in facts.items()] + [""]
     if rows:
         columns = list(dict.fromkeys(name for row in rows for name in row))

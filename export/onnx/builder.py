@@ -59,7 +59,7 @@ class GraphBuilder:
         return self.constant(values, np.int64)
 
     def add(self, op_type: str, *inputs: str, num_outputs: int = 1, **attributes: Any) -> Any:
-        """Adds a node.
+        """Adds a node. If all inputs are constants, adds the results as constants instead, except large ones.
 
         Args:
             op_type: Name of an ONNX operator.
@@ -68,7 +68,7 @@ class GraphBuilder:
             **attributes: Attributes of the operator.
 
         Returns:
-            The name of the node's output, or a list of names if the node has several outputs.
+            The name of the output, or a list of names if `num_outputs` is more than 1.
         """
         outputs = [self.new_name(f"{self.scope}{op_type}") for _ in range(num_outputs)]
         node = helper.make_node(op_type, inputs, outputs, name=outputs[0], **attributes)

@@ -73,7 +73,7 @@ class Converter:
         return "first" in self._values[_key(tensor)]
 
     def static(self, tensor: tf.Tensor) -> np.ndarray | None:
-        """Returns the value of a tensor that is a constant in ONNX; None for other tensors."""
+        """Returns the value of a tensor that is a constant of the ONNX graph; None for other tensors."""
         name = self._values[_key(tensor)].get("last")
         return self.builder.constants.get(name)
 
@@ -88,7 +88,7 @@ class Converter:
             operations: The operations, each after its inputs.
 
         Raises:
-            UserError: If an operation is not supported.
+            UserError: If an operation has no converter.
         """
         for operation in operations:
             if operation.type in ("Placeholder", "NoOp"):
@@ -106,10 +106,11 @@ class Converter:
         """Recognises calls of functions that `kerasdet.ops.dispatch.composite` wrapped.
 
         Args:
-            operation: A function call.
+            operation: Any operation.
 
         Returns:
-            The name and the attributes that were passed to `composite`; (None, {}) for other functions.
+            The name that was passed to `composite`, with the prefix ``kerasdet>``, and the attributes. (None, {}) for
+            other functions and operations.
         """
         if operation.type not in ("PartitionedCall", "StatefulPartitionedCall"):
             return None, {}

@@ -123,7 +123,7 @@ def doubling(c: Converter, op: tf.Operation) -> None:
 
 
 def group_norm(c: Converter, op: tf.Operation) -> None:
-    """Converts kerasdet's `composite` of group norm to InstanceNormalization of (B, groups, size), scale and offset."""
+    """Converts kerasdet's `composite` of group norm: InstanceNormalization of (B, groups, size), scale and offset."""
     attributes = c.composite(op)[1]
     x, gamma, beta = op.inputs
     image, groups = c.get(x, True), attributes["groups"]

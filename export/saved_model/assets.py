@@ -30,8 +30,8 @@ def write_assets(
     Args:
         model: The detector.
         path: Path of the folder of the SavedModel.
-        options: Options of the export, including ``class_offset``, ``precision`` and ``max_pixels``.
-        signatures: Concrete functions by name of the signature.
+        options: Options of the export as JSON values, including ``class_offset``, ``precision`` and ``max_pixels``.
+        signatures: The concrete function of each signature, by the name of the signature.
         gin_config: Operative gin configuration of the training run. None: the export contains no configuration.
     """
     folder = path / "assets"

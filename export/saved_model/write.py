@@ -9,7 +9,7 @@ outputs.
 | ``float_image`` | ``image``: (B, H, W, 3) float32 RGB, 0..255 |
 | ``encoded`` | ``image_bytes``: (B,) JPEG or PNG files of any sizes; each is turned upright by its EXIF orientation |
 
-The outputs are those of the TF Object Detection API, all float32:
+The outputs are those of the TF Object Detection API, in float32 except for a user's branch:
 
 | output | |
 |---|---|
@@ -74,7 +74,7 @@ def export_saved_model(
         FileExistsError: If `path` is a file or a folder that is not empty.
         OSError: If `path` cannot be written.
         TypeError: If the model is not a detector.
-        UserError: If an option is unknown or out of its range, or the suffix of `path` is that of a file.
+        UserError: If an option is unknown or out of its range, or the suffix of `path` is that of a model file.
 
     Example:
         >>> export_saved_model(model, "detector", precision="bfloat16")

@@ -34,7 +34,7 @@ _SKIPPED = 16  # dummy classes, see `apply_nms_custom_op`
 
 
 def unsupported_reason(model: Detector, postprocessing: str, precision: str) -> str | None:
-    """Tells whether a model can be exported with a kind of post-processing and a precision.
+    """Tells why a model cannot be exported with a kind of post-processing and a precision.
 
     Args:
         model: The detector.

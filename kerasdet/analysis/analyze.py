@@ -91,9 +91,13 @@ class Analysis:
         return DEFAULT_SCORE if self.threshold is None else self.threshold.score
 
     def content(self) -> dict:
-        """Returns the analysis as a dict of JSON values, with None for NaN.
+        """Converts the analysis to JSON values, with None for NaN.
 
-        The keys include metrics with intervals, classes, confusion, errors and calibration.
+        Returns:
+            Dict of `iou_type`; the numbers of `images`, `objects` and `detections`; `numbers`, the metrics with their
+            intervals; `classes`, AP and threshold by class name; `threshold`; `confusion`, the cells of the confusion
+            matrix that are not 0; `errors`, number and cost of each kind; `false_positives_ap_cost`;
+            `false_negatives_ap_cost`; and `calibration`.
         """
         by_area = self.ap.mean(1).T.tolist()  # AP of each class (K, 4)
         background = "background"
@@ -143,8 +147,9 @@ class Comparison:
         differences: Maps the names of COCO's metrics to their differences, this run minus the other run, with 95 %
             confidence intervals. Both runs are resampled with the same images.
         class_differences: Differences of the AP of each of the K classes, with 95 % confidence intervals.
-        fixed: (G,) bool, true for objects that only this run finds with its own score threshold.
-        broken: (G,) bool, true for objects that only the other run finds with its own score threshold.
+        fixed: (G,) bool for the G objects, true for those that only this run finds. Each run finds objects by its
+            detections above its own `Analysis.score`.
+        broken: (G,) bool, true for objects that only the other run finds.
     """
 
     differences: dict[str, Interval]

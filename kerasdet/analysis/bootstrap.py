@@ -21,7 +21,10 @@ _LIMITS = (1, 10, 100)
 class Interval:
     """Holds a metric and the limits of its confidence interval.
 
-    All are NaN if there is no ground truth; the limits are also NaN if only one image has objects.
+    Args:
+        value: The metric for all images. NaN without objects.
+        low: Lower limit. NaN if fewer than two images have objects.
+        high: Upper limit. NaN if fewer than two images have objects.
     """
 
     value: float

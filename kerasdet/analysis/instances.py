@@ -87,7 +87,8 @@ def collect(
     Args:
         annotations: Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `area`, `iscrowd`,
             optionally `ignored`, and `segmentation` as RLE if `masks` is set.
-        detections: Dicts with `image_id`, `category_id`, `bbox`, `area`, `score`, and `segmentation` if `masks` is set.
+        detections: Dicts with `image_id`, `category_id`, `bbox`, `area`, `score`, and `segmentation` as RLE if `masks`
+            is set.
         image_ids: Ids of the images; the position in this list is the index of the image. Annotations and detections of
             other images are left out.
         category_ids: Ids of the categories; the position in this list is the class id. Annotations and detections of

@@ -27,7 +27,7 @@ class Errors:
             a detection has a kind of error, but costs no AP.
         objects: (D,) int64, index of the object that a detection matches or, for an error, would match after correcting
             the error; -1 for no object.
-        missed: (G,) bool, true for objects that no detection matches.
+        missed: (G,) bool, true for objects that no detection matches, except ignored objects.
         unexplained: (G,) bool, true for missed objects that would still be missed after correcting the error of any
             detection.
         ap: AP at an IoU of 0.5, mean over classes with objects or detections, in [0, 1].
@@ -48,7 +48,7 @@ class Errors:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of detections of each kind of error, by name; for "missed" the number of objects."""
+        """Number of detections of each kind of error, by name; for "missed" the number of `unexplained` objects."""
         numbers = np.bincount(self.kinds[self.kinds >= 0], minlength=len(ERRORS))
         numbers[MISSED] = self.unexplained.sum()
         return dict(zip(ERRORS, numbers.tolist(), strict=True))

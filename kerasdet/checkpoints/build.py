@@ -105,8 +105,8 @@ def build(
     Args:
         spec: A value of `kerasdet.checkpoints.SOURCES`.
         num_classes: K, number of classes without background. None for a backbone or a proposal network.
-        shapes: Shapes of tensors in the checkpoint, by kerasdet's names. They define sizes that `spec` leaves open,
-            such as the number of keypoints.
+        shapes: Maps kerasdet's names of tensors to their shapes in the checkpoint. A Keypoint R-CNN needs
+            ``keypoint_branch/head/deconv/bias``, whose length is the number of keypoints; other models need no entry.
         norm_epsilon: Epsilon of the backbone's norms. None: the epsilon of the source.
 
     Returns:
@@ -215,9 +215,10 @@ def _part(model, part):
 def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
     """Converts a tensor of a source framework to the layout of kerasdet's variables.
 
-    Convolution kernels become (h, w, in, out), matrices (in, out). Deltas get the order (y, x, h, w), distances
-    (t, l, b, r). The column of the background is removed in dense heads and masks, and moved to the end in the class
-    logits of R-CNNs and SSD.
+    Kernels of convolutions become (h, w, in, out), of depthwise convolutions (h, w, in, 1) and of transposed
+    convolutions (h, w, out, in); matrices become (in, out). Deltas become (dy, dx, dh, dw), distances (t, l, b, r).
+    If the source counts the background as the first class, its entries move to the end of the class logits of R-CNNs
+    and SSD. Other layers have no background in kerasdet, so its entries are removed.
 
     Args:
         name: kerasdet's name of the tensor.
@@ -225,7 +226,8 @@ def our_layout(name: str, value: np.ndarray, spec: Source) -> np.ndarray | None:
         spec: Source of the model, a value of `kerasdet.checkpoints.SOURCES`.
 
     Returns:
-        The converted tensor, or None if the shape of `value` does not match `spec`.
+        The converted tensor, or None if `value` cannot be reshaped as `spec` requires. The caller compares the shape of
+        the tensor with that of the variable.
     """
     try:
         if "box_deltas/" in name or "box_distances/" in name:

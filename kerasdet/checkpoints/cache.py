@@ -53,10 +53,10 @@ def is_published(path: str | os.PathLike) -> bool:
     """Tells whether a path is the name of published weights, and no file or folder has this name.
 
     Args:
-        path: Path or name.
+        path: A path, or the name of published weights, a key of `kerasdet.checkpoints.zoo.ZOO`.
 
     Returns:
-        True for a name of published weights.
+        True for a name of published weights; False for a path, even if no file exists there.
 
     Raises:
         FileNotFoundError: If the path has the form of a name, but neither weights nor a file or folder with this name
@@ -120,6 +120,9 @@ def mirrored(url: str) -> str:
 
     Returns:
         The URL to download from.
+
+    Raises:
+        UserError: If `KERASDET_MIRROR` is neither a URL nor a local path.
     """
     mirror = os.environ.get("KERASDET_MIRROR")
     if not mirror:
@@ -152,7 +155,7 @@ def _prepare(weights, model):
         if is_verified:
             raise
         file.unlink()  # without a hash, only the conversion detects a wrong file, such as the login page of a network
-        raise UserError(f"{shown(mirrored(weights.url))} was removed from the cache. {error}") from None
+        raise UserError(f"The file from {shown(mirrored(weights.url))} was removed from the cache. {error}") from None
     if not is_verified:
         with replacing(_record(file)) as record:
             record.write_text(file_hash(file, "sha256"))

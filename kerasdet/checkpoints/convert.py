@@ -38,14 +38,16 @@ def to_model(
         >>> model.save("fasterrcnn.keras")
 
     Args:
-        state: Tensors by the framework's names, the result of `kerasdet.checkpoints.read`. If all tensors of the model
-            have a common prefix in their names, only tensors with this prefix are used, and a warning lists the others.
-            If the file has a name for each class and `num_classes` is None, these names become the model's class names.
+        state: Tensors by the framework's names, the result of `kerasdet.checkpoints.read`. If the model is a part of a
+            larger module, so that the names of its tensors have a common prefix, only these tensors are used, and a
+            warning names some of the others. This works for models with a ResNet and for RTMDet. If the file has a
+            name for each class and `num_classes` is None, these names become the model's class names.
         source: Name of the model in its framework, a key of `kerasdet.checkpoints.SOURCES`.
         num_classes: Number of classes K, to fine-tune the model: its layers for K classes get random weights. None: the
-            number of classes of the file.
+            number of classes of the file. Backbones and proposal networks have no classes and ignore it.
         norm_epsilon: Epsilon of the backbone's norms, in [0, 1]. None: the epsilon of the published files. Pass 1e-5
-            for a torchvision v1 detector that you trained yourself, because the published files have 0.
+            for a torchvision v1 detector that you trained yourself, because the published files have 0. A VGG has no
+            norms, so its models need None.
 
     Returns:
         The model: a detector, or a backbone if the source is a backbone.
@@ -111,7 +113,7 @@ def name_in_source(name: str, spec: Source) -> str:
 
 
 def _finest_level(spec):
-    """Returns the name of the finest level of SSD's default boxes."""
+    """Returns the name of SSD's finest level of default boxes, and "p3" for models of other kinds."""
     return DefaultBoxes(**spec.anchors).levels[0] if spec.kind == "ssd" else "p3"
 
 

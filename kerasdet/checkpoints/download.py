@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class _Cut(Exception):
-    """Signals that a transfer ended early; another attempt may transfer the rest."""
+    """Signals that a transfer was incomplete or invalid; another attempt may transfer the rest."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -67,7 +67,7 @@ def download(url: str, path: Path, digest: tuple[str, str] | None = None) -> Non
 
     Raises:
         UserError: If the server cannot be reached or refuses, the transfer fails repeatedly, the file has another hash,
-            or the disk is full. The message contains the URL and a remedy.
+            or the file cannot be written. The message says what to do.
     """
     partial = path.with_name(f"{path.name}.partial")
     with _storing(path):
@@ -95,7 +95,7 @@ def check(path: Path, digest: tuple[str, str] | None, origin: str) -> None:
         origin: URL or path of the file, for the error message.
 
     Raises:
-        UserError: If the hash does not begin with these digits.
+        UserError: If the hash does not begin with the digits in `digest`.
     """
     if digest is None:
         return
@@ -182,8 +182,8 @@ def _fetch_rest(url, partial):
     """Makes one request, for the whole file or its rest, and appends the received bytes.
 
     Raises:
-        _Cut: If the transfer ends before the length that the server stated.
-        UserError: If the disk is full.
+        _Cut: If the transfer ends before the length that the server stated, or contains other bytes than requested.
+        UserError: If the file cannot be written, for example because the disk is full.
     """
     have, validator, total = _resumable(url, partial)
     if have and have == total:  # an earlier process was killed between the last byte and the renaming

@@ -1,6 +1,7 @@
 """Reads the file formats of checkpoints: torch's zip and legacy formats, plain pickles, `.npz` and `.safetensors`.
 
-Each reader takes the bytes of a whole file. The error messages lack the file name and a remedy; `read` adds both.
+Each reader takes the bytes of a whole file. A damaged file may raise exceptions of many types, such as
+`zipfile.BadZipFile`. `read` converts these exceptions, and adds the file name and a remedy to all messages.
 """
 
 import io
@@ -152,7 +153,9 @@ def _safetensor(name, entry):
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"the tensor {name[:100]!r} has no valid dtype, shape and data_offsets") from error
     if type(element) is not str or element not in _SAFETENSORS:
-        raise ValueError(f"the tensor {name[:100]!r} has the dtype {str(element)[:20]!r}, which kerasdet does not know")
+        raise ValueError(
+            f"the tensor {name[:100]!r} has the dtype {str(element)[:20]!r}; expected one of {', '.join(_SAFETENSORS)}"
+        )
     return _SAFETENSORS[element], shape, (first, last)
 
 

@@ -13,15 +13,15 @@ def read_labels(path: str | os.PathLike) -> list[str]:
     """Reads a text file with one class name per line.
 
     Args:
-        path: Path of the file, in UTF-8. Empty lines at the end are skipped.
+        path: Path of the file, in UTF-8. Empty lines at the end are skipped. Unused class ids have the name ``N/A``.
 
     Returns:
         The class names in the order of the lines.
 
     Raises:
         OSError: If the file cannot be read.
-        UserError: If the file is not text in UTF-8, has an empty line between names, has class ids before the names,
-            or contains a name twice.
+        UserError: If the file is not text in UTF-8, has no names or an empty line between names, has class ids before
+            the names, or contains a name other than ``N/A`` twice.
     """
     path = expand(path, "--labels")
     try:
@@ -49,10 +49,11 @@ def read_labels(path: str | os.PathLike) -> list[str]:
 def names_of_classes(labels: Sequence[str], num_classes: int, path: str | os.PathLike) -> tuple[str, ...]:
     """Removes the name of the background from a list of class names, and checks the number of names.
 
-    torchvision's own lists begin with ``__background__``, because its R-CNNs count it as class 0.
+    torchvision's own lists begin with ``__background__``, because torchvision counts the background as class 0.
 
     Args:
-        labels: Result of `read_labels`.
+        labels: Result of `read_labels`. A first name ``__background__`` is removed, and a first name such as
+            ``background`` if there are K + 1 names.
         num_classes: Number of classes K, without background.
         path: Path of the file, for the error message.
 

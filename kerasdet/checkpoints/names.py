@@ -315,14 +315,14 @@ def modern_names(names: Iterable[str], framework: str) -> dict[str, str]:
 
 
 def is_ignored(name: str, framework: str) -> bool:
-    """Tells whether the framework ignores an entry when it loads a file.
+    """Tells whether an entry of a file has no counterpart in kerasdet's models, so that conversion leaves it out.
 
     Args:
         name: Current name of the entry, see `modern_names`.
         framework: Name of the source framework, a key of `LAYERS`.
 
     Returns:
-        True if no variable of kerasdet's models corresponds to the entry.
+        True for counters, buffers, ImageNet classifiers and, except in torchvision, biases before a norm.
     """
     return bool(IGNORED.search(name) or (framework != "torchvision" and _CAFFE_BIASES.search(name)))
 
@@ -335,7 +335,7 @@ def untied_name(name: str, tied: Iterable[tuple[str, str]]) -> str:
         tied: Pairs of a regular expression and its replacement, such as `RTMDET_TIED`.
 
     Returns:
-        The name that `source_name` returns for the tensor; `name` itself if it is already this name.
+        The name that `source_name` returns for the tensor; `name` itself if no pair matches.
     """
     return _rewrite(name, tied)
 
@@ -357,7 +357,7 @@ def source_name(name: str, framework: str, exceptions: Mapping[str, str], *, bac
         finest: Number of the neck's finest level, such as 3 for ``p3``.
 
     Returns:
-        The name of the tensor in the current release of the framework.
+        The name of the tensor in files of the framework's current release.
 
     Raises:
         KeyError: If the framework has no such layer.

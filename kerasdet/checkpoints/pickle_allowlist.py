@@ -1,7 +1,8 @@
 """Lists the names that a pickle may use, and maps each name to a harmless constructor of kerasdet.
 
-A name outside `TABLE` raises an error, so a malicious pickle cannot import or call anything. Objects of the OpenMMLab
-packages, which are stored beside the weights of a run, become `Opaque` objects, and these packages are not imported.
+A name outside `TABLE` raises an error, so a malicious pickle cannot import or call anything. The only exceptions are
+names of the OpenMMLab packages, whose objects are stored beside the weights of a run: they become `Opaque` objects, and
+these packages are not imported.
 """
 
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def lookup(module: str, name: str) -> Function | Element:
 
 
 def set_state(target: object, state: object) -> None:
-    """Executes the pickle opcode BUILD: completes a dtype or an array, and ignores the state of opaque objects.
+    """Executes the pickle opcode BUILD: completes a dtype or an array, and ignores the state of other objects.
 
     Args:
         target: Object that the pickle has created.
@@ -126,13 +127,14 @@ def storage(identity: object) -> Storage:
     """Creates a reference to the tensor storage that a persistent id in a torch pickle identifies.
 
     Args:
-        identity: `("storage", type, key, location, numel)`; the legacy format appends a view or None.
+        identity: `("storage", type, key, location, numel)`; the legacy format appends a view, `(key, start, length)`,
+            or None.
 
     Returns:
         The storage, whose contents are not read yet.
 
     Raises:
-        ValueError: If the id has another form.
+        ValueError: If the id has another form, or its view extends beyond the storage.
     """
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
         raise ValueError("the pickle has a persistent id of another form; expected that of a tensor storage")

@@ -21,7 +21,8 @@ _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opco
 def load(stream: BinaryIO, persistent: Callable[[object], object] | None = None) -> object:
     """Reads one pickle from a stream, up to the pickle's end.
 
-    Dictionaries keep only entries with string keys. OrderedDict and defaultdict become dict, sets become lists.
+    Entries of dictionaries whose key is not a string are dropped. OrderedDict and defaultdict become dict. Sets and
+    frozensets become lists, or `Opaque` objects in pickles of protocol 3 and older.
 
     Args:
         stream: In-memory binary stream.

@@ -35,7 +35,7 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
     Args:
         path: Path of a `.pth`, `.pt`, `.pkl`, `.safetensors` or `.npz` file.
         weights: Name of the entry that contains the weights, such as "model_ema", or a prefix of the names, such as
-            "ema_model". None if the file contains only one set.
+            "ema_model". None for a file of mmdetection or with only one set.
 
     Returns:
         A dict of arrays by name. Floats of any size become float32; other dtypes are kept. The dict's attribute

@@ -27,18 +27,19 @@ def verify(model: Detector, outputs: Mapping[str, np.ndarray], source: str) -> l
 
     Args:
         model: Converted detector.
-        outputs: ``image``, (H, W, 3) uint8 RGB, and at least one output of the source framework for this image,
-            resized by the framework's own rule. Possible outputs, with or without a batch axis of length 1, are the
-            levels ``p3``, ... of the pyramid, (C, h, w); of dense heads, concatenated over all levels,
-            ``class_logits`` (R, K), or (R, 1 + K) with the background first for torchvision, ``box_deltas`` (R, 4) or
-            ``box_distances`` (R, 4), ``centerness`` (R, 1); and the detections ``boxes`` (D, 4) xyxy in pixels of the
-            image, ``scores`` (D,) and ``labels`` (D,), counted as the framework counts them.
+        outputs: ``image``, (H, W, 3) uint8 RGB, and at least one output of the source framework for this image, which
+            the framework resized by its own rule. All outputs may have a batch axis of length 1. Possible outputs are
+            the levels ``p3``, ... of the pyramid, (C, h, w); those of dense heads for the R anchors or points of all
+            levels: ``class_logits`` (R, K) of the K classes, for torchvision (R, 1 + K) with the background first,
+            ``box_deltas`` (R, 4) as (dx, dy, dw, dh) or ``box_distances`` (R, 4) as (l, t, r, b), and ``centerness``
+            (R, 1); and D detections: ``boxes`` (D, 4) xyxy in pixels of the image, ``scores`` (D,) and ``labels`` (D,),
+            the framework's own class numbers.
         source: Name of the model in its framework, a key of `SOURCES`.
 
     Returns:
         A tuple (name, difference, passed) for each output, in the order of computation. `difference` is the largest
-        relative difference; for detections, the fraction of the source's detections that the model does not find.
-        `passed` tells whether the difference is within the tolerance.
+        difference divided by the largest absolute value of the source's output; for detections, the fraction of the
+        source's detections that the model does not find. `passed` tells whether the difference is within the tolerance.
 
     Raises:
         UserError: If the model is not a detector, `source` is unknown, or `outputs` has no valid image, no known

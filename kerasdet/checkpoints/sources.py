@@ -159,8 +159,8 @@ class Source:
         background_first: Whether the first column of the class logits is the background.
         names: Maps kerasdet's names of layers to their names in the source, for layers that differ from
             `LAYERS[framework]`.
-        tied: Pairs of a regular expression and its replacement. If a file contains a tensor under several names, they
-            convert the other names to the name in `names`.
+        tied: Pairs of a regular expression and its replacement, for files that contain a tensor under several names.
+            The pairs convert each other name to the one in `names`.
     """
 
     framework: str

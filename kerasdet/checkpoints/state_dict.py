@@ -42,15 +42,15 @@ def named_tensors(contents: object, weights: str | None = None) -> dict[str, Ten
 
     Args:
         contents: Object from a pickle.
-        weights: Name of the container to use, such as "model_ema". The only container is used if this is None or not
-            the name of a container.
+        weights: Name of the container to use, such as "model_ema". If it is None or not the name of a container, the
+            only container is used, or `state_dict` if mmengine saved the pair `state_dict` and `ema_state_dict`.
 
     Returns:
         The tensors by name, without scalars, strings, nested dictionaries and caffe2's solver state. If `weights` is
         the name of a container, it is put before all names, as in ``model_ema.backbone.conv1.weight``.
 
     Raises:
-        UserError: If several containers hold weights and `weights` is not the name of one of these.
+        UserError: If several other containers hold weights and `weights` is not the name of one of these.
         ValueError: If the object is not a dictionary.
     """
     prefix = ""
@@ -126,8 +126,8 @@ def clean_names(state: Mapping[str, object], weights: str | None = None) -> dict
 
     The function removes ``_orig_mod.`` and similar prefixes (`torch.compile`, FSDP, activation checkpointing). If all
     names share a prefix such as ``module.`` (DataParallel), ``model.`` and ``net.`` (Lightning) or ``ema_``, it removes
-    this prefix, too. Tensors such as ``ema_backbone_conv1_weight`` are left out: mmdetection 2 saves the running means
-    under the plain names, and the last weights under these names.
+    this prefix, too. Tensors such as ``ema_backbone_conv1_weight`` are left out: mmdetection 2 saves the last weights
+    under such names, and the running means, which are for inference, under the names without ``ema_``.
 
     Args:
         state: Objects by name.

@@ -36,7 +36,7 @@ class Storage:
         key: Name of the storage in the file.
         element: Type of the elements, a key of `DTYPES`.
         numel: Number of elements.
-        start: Index of the first element that tensors may use; not 0 only for views in the legacy format.
+        start: Index of the first element that tensors may use. 0, except for views in the legacy format.
         length: Number of elements that tensors may use.
     """
 
@@ -106,7 +106,7 @@ def check_shape(shape: object, what: str = "shape") -> tuple[int, ...]:
         The sequence as a tuple of non-negative ints.
 
     Raises:
-        ValueError: If the object is not a sequence of non-negative integers.
+        ValueError: If the object is not a tuple or list of at most 32 non-negative integers.
     """
     if type(shape) not in (tuple, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"a tensor's {what} is not a tuple of at most {MAX_DIMS} non-negative integers")
@@ -145,7 +145,7 @@ def to_array(
         element: Type of the elements, a key of `DTYPES`.
         shape: Shape of the view.
         strides: Stride of each dimension, in elements.
-        offset: Index of the view's first element in the buffer.
+        offset: Index of the view's first element in the buffer, in elements.
         byteorder: `<` for little-endian, `>` for big-endian bytes.
 
     Returns:

@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kerasdet. 130: Ctrl-C. 141: the program that reads the output, such as ``head``, has ended.
 
     Raises:
-        SystemExit: For ``--help`` (code 0) and usage errors (2), after SIGTERM (143), and with the exit code of a
-            worker of ``train --workers`` that failed.
+        SystemExit: For ``--help`` and ``--version`` (code 0) and usage errors (2), after SIGTERM (143), and with the
+            exit code of a worker of ``train --workers`` that failed.
     """
     options = make_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _import_tensorflow_quietly()
         from kerasdet.cli import commands
 
-        with _exiting_on_sigterm():
+        with _exiting_on_sigterm(), _without_repeated_lines():
             commands.run(options)
         if sys.stdout is not None:  # `kerasdet ... >&-`
             sys.stdout.flush()
@@ -78,6 +78,23 @@ def _exiting_on_sigterm():
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _without_repeated_lines():
+    """Logs each line about datasets once inside the block, because a command may open several splits of a dataset."""
+    logged = set()
+
+    def is_new(record):
+        message = record.getMessage()
+        return message not in logged and not logged.add(message)
+
+    logger = logging.getLogger("kerasdet.data")
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 def _import_tensorflow_quietly():

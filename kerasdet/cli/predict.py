@@ -43,7 +43,13 @@ def predict(
     Raises:
         UserError: If images or videos cannot be read. The detections in the other images and videos are printed first.
     """
-    _warn_of_own_threshold(predictor, score_threshold)
+    own_threshold = _own_threshold(predictor)
+    if own_threshold is not None and score_threshold < own_threshold:
+        print(
+            f"The model itself drops detections with a score of {own_threshold:g} or less, so --score-threshold "
+            f"{score_threshold:g} has the same effect as {own_threshold:g}.",
+            file=sys.stderr,
+        )
     names = _names(paths)
     coco_file = None if coco is None else CocoFile(coco, predictor)
     entries = []
@@ -56,6 +62,7 @@ def predict(
                     if track and rate is not None:
                         tracker = tracker or Tracker(rate, score_threshold)
                         found = tracker.update(found)
+                    reason = _reason_for_none(found, score_threshold, own_threshold) if rate is None else ""
                     found = found.filter(score=score_threshold)
                     entries.append({**_place(path, frame, rate), "detections": records(found)})
                     part = name if rate is None else f"{name}/frame_{frame.index:06d}"
@@ -65,7 +72,7 @@ def predict(
                     if coco_file is not None:
                         coco_file.add(found, path if rate is None else f"{part}.png")
                     if not as_json:
-                        _print_entry(entries[-1])
+                        _print_entry(entries[-1], reason)
         except _Unreadable as error:
             entries.append({"video" if is_video(path) else "image": path, "error": " ".join(str(error).split())})
             if not as_json:
@@ -138,16 +145,11 @@ def _frames(path, max_frames) -> Iterator[tuple[Frame, float | None]]:
         raise _Unreadable(str(error)) from None
 
 
-def _warn_of_own_threshold(predictor, score_threshold):
+def _own_threshold(predictor):
+    """Returns the score at or below which the model itself drops detections, or None if it is unknown."""
     while hasattr(predictor, "model") and not hasattr(predictor, "postprocessing"):
         predictor = predictor.model  # a `TiledPredictor` has the model as an attribute
-    own = getattr(getattr(predictor, "postprocessing", None), "score_threshold", None)
-    if own is not None and score_threshold < own:
-        print(
-            f"The model itself drops detections with a score of {own:g} or less, so --score-threshold "
-            f"{score_threshold:g} has the same effect as {own:g}.",
-            file=sys.stderr,
-        )
+    return getattr(getattr(predictor, "postprocessing", None), "score_threshold", None)
 
 
 def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_frames: int | None) -> None:
@@ -200,14 +202,23 @@ def _place(path, frame, rate):
     return {"image": path} if rate is None else {"video": path, "frame": frame.index, "time": round(frame.time, 4)}
 
 
-def _print_entry(entry):
+def _reason_for_none(found, score_threshold, own_threshold):
+    """Returns why no detection of an image is above the threshold, to print after "0 objects"."""
+    if len(found):
+        best = found.scores.max()
+        text = f"; the best score, {best:.3f}, is not above --score-threshold {score_threshold:g}"
+        return "" if best > score_threshold else text
+    return "" if own_threshold is None else f"; the model itself drops scores of {own_threshold:g} or less"
+
+
+def _print_entry(entry, reason=""):
     where = entry.get("image") or entry["video"]
     if "error" in entry:
         print(f"{where}: not read")
         return
     if "frame" in entry:
         where += f" frame {entry['frame']} ({entry['time']:.2f} s)"
-    print(f"{where}: {len(entry['detections'])} objects")
+    print(f"{where}: {len(entry['detections'])} objects{reason}")
     for record in entry["detections"]:
         y1, x1, y2, x2 = record["box"]
         name = record["label"] + (f" #{record['track_id']}" if record.get("track_id") is not None else "")

@@ -99,7 +99,7 @@ def _reason_of_data(error):
 
 
 def _configured(error):
-    """Returns the innermost name that gin was calling, or None."""
+    """Returns the name of the innermost class or function that gin was calling, or None for errors without gin."""
     found = re.search(rf"{_GIN_NOTE} '(\w+)'", str(error))
     return found and found.group(1)
 

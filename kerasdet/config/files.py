@@ -23,6 +23,7 @@ def find_file(config: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        UserError: If `config` is a URL or cannot be a path.
     """
     packaged = [GIN_CONFIGS / f"{config}{suffix}" for suffix in ("", ".gin")]
     candidates = [expand(config), expand(config) / "config.gin", *packaged] if str(config) else packaged
@@ -31,7 +32,8 @@ def find_file(config: str | Path) -> Path:
             return path
     known = sorted(path.stem for path in GIN_CONFIGS.glob("*.gin"))
     raise FileNotFoundError(
-        f"There is no configuration {config}: expected the path of a gin file, or one of {', '.join(known)}."
+        f"There is no configuration {config}: expected the path of a gin file or of a run's folder, or one of "
+        f"{', '.join(known)}."
     )
 
 

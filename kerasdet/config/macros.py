@@ -39,7 +39,7 @@ def macro(name: str) -> Any:
 
 
 def is_set(name: str) -> bool:
-    """Returns whether a macro of the configuration has a value other than %gin.REQUIRED.
+    """Tells whether a macro of the configuration has a value other than %gin.REQUIRED.
 
     Args:
         name: Name of the macro.

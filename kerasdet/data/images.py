@@ -25,7 +25,7 @@ from PIL import (
 
 from kerasdet.data import jpeg
 from kerasdet.errors import UserError
-from kerasdet.paths import expand
+from kerasdet.paths import expand, why_no_file
 
 FORMATS = "JPEG, PNG, BMP, GIF, WebP or TIFF"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -99,6 +99,9 @@ def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
 
     Returns:
         RGB image, (H, W, 3) uint8.
+
+    Raises:
+        UserError: If the file is of another format than `FORMATS`. Pillow raises other errors for damaged files.
     """
     with _open(encoded) as image:
         upright = ImageOps.exif_transpose(image) if exif else image
@@ -143,8 +146,8 @@ def read(path: str | os.PathLike) -> np.ndarray:
         UserError: If the file is not an image, or is damaged.
     """
     path = expand(path, "The path of an image")
-    if not path.is_file():
-        raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
+    if reason := why_no_file(path):
+        raise FileNotFoundError(f"The image {path} {reason}: expected a {FORMATS} file. Check the path.")
     encoded = path.read_bytes()
     try:
         info = inspect(encoded)
@@ -176,7 +179,7 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
             if max_pixels is not None and pixels > max_pixels:
                 raise UserError(
                     f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} (gin: "
-                    "CocoDataset.max_pixels, or open_dataset.max_pixels with --data) if you trust the file"
+                    f"CocoDataset.max_pixels={pixels}, with --data open_dataset.max_pixels) if you trust the file"
                 )
             if kind is TiffImagePlugin.TiffImageFile and image.mode in ("I", "F"):
                 raise UserError("is a TIFF with 32 bits per channel; convert it to 8 or 16 bits")

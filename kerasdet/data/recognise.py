@@ -336,7 +336,7 @@ def read_class_names(path: str | os.PathLike, *, classes: Classes | None = None)
 
 
 def open_dataset(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Source,
     split: str | None = None,
     *,
     classes: Classes | None = None,
@@ -363,7 +363,7 @@ def open_dataset(
     Args:
         path: A folder, or the file that describes the dataset: `data.yaml`, COCO's JSON, one of several
             TFRecord shards, or a pattern such as `train-*.tfrecord`. A path on S3, HTTP or another remote file system
-            is first copied into the cache.
+            is first copied into the cache. Or the result of `recognise`, whose format is then not logged.
         split: Name of a split: "train", "val" (or "valid", "validation") or "test". None if the dataset has only one
             split.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
@@ -391,11 +391,12 @@ def open_dataset(
         UserError: If the format is unknown, the split does not exist, or an item is invalid. The message names the
             image or annotation.
     """
-    source = recognise(path)
+    source = path if isinstance(path, Source) else recognise(path)
     name = choose_split(source, split)
     changes = Changes(str(source.path), strict, on_bad_object)
     data = read_source(source, name, changes, classes)
-    _logger.info("%s", source)
+    if source is not path:
+        _logger.info("%s", source)
     label = str(source.path) if name == WHOLE else f"{source.path} ({name})"
     dataset = Dataset(
         data,
@@ -443,22 +444,24 @@ def dataset_from_examples(
 
     Args:
         examples: Dicts with `image`, a path or an array (H, W, 3) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids`
-            (N,) in 0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
-            `image_id`, by default 1, 2, ... Rows with class id -1 are padding. The examples are read once. Images that
-            are arrays stay in memory; if they do not fit, pass paths instead, or convert the data to TFRecord.
+            (N,) in 0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), above 0 inside the object, `keypoints`
+            (N, J, 3) as (y, x, visibility) and `image_id`, by default 1, 2, ... Rows with class id -1 are padding. The
+            examples are read once. Images that are arrays stay in memory; if they do not fit, pass paths instead, or
+            convert the data to TFRecord.
         class_names: Names of the K classes, in the order of the class ids.
-        keypoint_names: Names of the J keypoints. (): keypoints are not read.
+        keypoint_names: Names of the J keypoints; () if the examples have no keypoints.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
             which None removes a class and equal new names merge classes. None keeps all classes.
         masks: Whether to read the masks.
         name: Name of the dataset for error messages.
-        **options: Other arguments of `Dataset`.
+        **options: Other arguments of `Dataset`, such as `strict`.
 
     Returns:
         The dataset of all examples.
 
     Raises:
-        UserError: If an example does not have this form. The message names the index of the example, from 0.
+        UserError: If an example does not have this form, or an image file cannot be used. The message names the index
+            of the example, from 0, or the file.
     """
     data = read_examples(examples, class_names, keypoint_names)
     data = data if classes is None else _select(data, classes, Changes(name))

@@ -1,4 +1,4 @@
-"""Measures detectors: COCO AP of a predictor on a dataset, or of a file of detections."""
+"""Measures detectors by the rules of COCO and other benchmarks: a predictor on a dataset, or a file of detections."""
 
 from kerasdet.evaluation.boundary import evaluate_boundary
 from kerasdet.evaluation.coco import evaluate_all, evaluate_coco, evaluate_proposals

@@ -1,4 +1,4 @@
-"""Scores masks by their boundaries: the mask IoU of large objects hardly depends on them."""
+"""Scores masks by the IoU of their boundaries, which shows errors that hardly change the mask IoU of large objects."""
 
 import contextlib
 import io
@@ -15,8 +15,8 @@ from kerasdet.evaluation.metrics import CocoMetrics
 def evaluate_boundary(ground_truth: Source, results: Source, image_ids: Sequence[int] | None = None) -> CocoMetrics:
     """Measures Boundary AP (https://arxiv.org/abs/2103.16562): COCO's AP of masks with the smaller of two IoUs.
 
-    The first is the IoU of the masks. The second is the IoU of their boundary regions: the pixels whose distance from
-    the outline is at most 2 % of the image's diagonal. faster-coco-eval computes both.
+    The first is the IoU of the masks. The second is the IoU of their boundary regions: the pixels of a mask whose
+    distance from its outline is at most 2 % of the image's diagonal. faster-coco-eval computes both.
 
     Args:
         ground_truth: Path of a COCO annotation file with masks, or its contents as a dict.
@@ -28,8 +28,8 @@ def evaluate_boundary(ground_truth: Source, results: Source, image_ids: Sequence
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If a file does not have COCO's format, a result refers to an image or a category that is not in the
-            ground truth, or faster-coco-eval is not installed.
+        UserError: If a file does not have COCO's format or has no masks, a result refers to an image or a category that
+            is not in the ground truth, or faster-coco-eval is not installed.
     """
     library = require_extra("faster_coco_eval", "Boundary AP", "boundary")
     cases, _ = cases_of_type(ground_truth, results, "segm", image_ids)

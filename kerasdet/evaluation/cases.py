@@ -34,8 +34,8 @@ class Cases:
         detections: The detections in the form of annotations, in the order of the results.
         image_ids: Ids of the scored images, ascending.
         names: Maps the ids of the scored categories to class names, by ascending id.
-        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size; None
-            without keypoints.
+        sigmas: (J,) standard deviation of the annotations of each of the J keypoints, as a fraction of the square root
+            of the object's area; None without keypoints.
     """
 
     iou_type: str
@@ -52,8 +52,8 @@ class Cases:
 
         Args:
             engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
-            limits: Maximum numbers of boxes per image for which class-agnostic recall is measured. None: classes are
-                scored separately with COCO's limits.
+            limits: Maximum numbers of boxes per image, such as (100, 300, 1000). Recall is measured for each number,
+                and classes are ignored. None: classes are scored separately with COCO's limits.
 
         Returns:
             The arrays of precision and recall.
@@ -105,8 +105,8 @@ def read_cases(
         results: Path of a COCO results file, or its contents as a list of detections. If the results are empty, the
             type is boxes.
         image_ids: Ids of the images to score. None: all images of the ground truth.
-        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
-            COCO's values for 17 keypoints, 0.05 for any other number.
+        sigmas: (J,) standard deviation of the annotations of each of the J keypoints, as a fraction of the square root
+            of the object's area. None: COCO's values for 17 keypoints, 0.05 for any other number.
 
     Returns:
         One `Cases` per type.
@@ -136,8 +136,8 @@ def cases_of_type(
         results: Path of a COCO results file, or its contents as a list of detections.
         iou_type: "bbox", "segm" or "keypoints".
         image_ids: Ids of the images to score. None: all images of the ground truth.
-        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
-            COCO's values for 17 keypoints, 0.05 for any other number.
+        sigmas: (J,) standard deviation of the annotations of each of the J keypoints, as a fraction of the square root
+            of the object's area. None: COCO's values for 17 keypoints, 0.05 for any other number.
 
     Returns:
         The `Cases`, and the name of the ground truth for error messages.
@@ -160,7 +160,7 @@ def types_of(ground_truth: Source, results: Source) -> list[str]:
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        UserError: If the files have no type in common.
+        UserError: If a file is not JSON, the results are not a list of objects, or the files have no type in common.
     """
     return _shared_types(*open_source(ground_truth, "the ground truth"), *_results(results))
 

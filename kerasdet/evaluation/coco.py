@@ -28,8 +28,8 @@ def evaluate_all(
         ground_truth: Path of a COCO annotation file, or its contents as a dict.
         results: Path of a COCO results file, or its contents as a list of detections.
         image_ids: Ids of the images to score. None: all images of the ground truth.
-        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
-            COCO's values for 17 keypoints, 0.05 for any other number.
+        sigmas: (J,) standard deviation of the annotations of each of the J keypoints, as a fraction of the square root
+            of the object's area. None: COCO's values for 17 keypoints, 0.05 for any other number.
         engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
     Returns:
@@ -61,11 +61,11 @@ def evaluate_coco(
     Args:
         ground_truth: Path of a COCO annotation file, or its contents as a dict, which is not changed.
         results: Path of a COCO results file, or its contents as a list of detections, which is not changed.
-        iou_type: "bbox", "segm" for masks as compressed RLE, or "keypoints" for the categories that have keypoints in
+        iou_type: "bbox", "segm" for masks (RLE or polygons), or "keypoints" for the categories that have keypoints in
             the ground truth.
         image_ids: Ids of the images to score. None: all images of the ground truth.
-        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
-            COCO's values for 17 keypoints, 0.05 for any other number.
+        sigmas: (J,) standard deviation of the annotations of each of the J keypoints, as a fraction of the square root
+            of the object's area. None: COCO's values for 17 keypoints, 0.05 for any other number.
         engine: Library that computes AP, "hotcoco" or "pycocotools" (the reference); both give the same numbers. None:
             hotcoco.
 

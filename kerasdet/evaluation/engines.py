@@ -100,10 +100,10 @@ def accumulate(
         iou_type: "bbox", "segm" or "keypoints".
         image_ids: Ids of the images to score.
         category_ids: Ids of the categories to score, ascending.
-        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size; only
-            for "keypoints".
-        limits: Maximum numbers of boxes per image for which class-agnostic recall is measured. None: classes are scored
-            separately with COCO's limits.
+        sigmas: (J,) standard deviation of the annotations of each of the J keypoints, as a fraction of the square root
+            of the object's area; only for "keypoints".
+        limits: Maximum numbers of boxes per image, such as (100, 300, 1000). Recall is measured for each number, and
+            classes are ignored. None: classes are scored separately with COCO's limits.
         engine: Library that computes AP, "hotcoco" or "pycocotools"; both give the same numbers. None: hotcoco.
 
     Returns:
@@ -194,8 +194,8 @@ def check_engine(engine: str | None) -> str:
             import hotcoco  # noqa: F401
         except ImportError as error:
             raise UserError(
-                f"hotcoco, which computes AP, cannot be imported ({error}): run pip install hotcoco, or choose the "
-                "engine pycocotools (kerasdet eval --engine pycocotools)."
+                f"hotcoco, which computes AP, cannot be imported ({error}): run pip install hotcoco. COCO's rules also "
+                "work without it, with the engine pycocotools (kerasdet eval --engine pycocotools)."
             ) from None
     return engine
 

@@ -114,8 +114,8 @@ def validation_losses(model: Predictor, dataset: Dataset) -> dict[str, float]:
         dataset: A dataset that was read with the masks or keypoints that the model learns.
 
     Returns:
-        The mean of each loss over all images, under the loss's name with the prefix "val_", such as `val_box_loss`, and
-        the sum of all means as `val_loss`.
+        Means over all images by name: each loss under its name with the prefix "val_", such as `val_box_loss`, and the
+        sum of these losses as `val_loss`.
     """
     losses = list(model.batch_losses(predictor_batches(model, dataset)))
     losses = [each for part in all_gather_object(_strategy(model), losses) for each in part]
@@ -194,8 +194,8 @@ def evaluate_batches(
     if category_ids is None:
         if rules != "coco":
             raise UserError(
-                f"The rules {rules!r} score classes, but the model predicts boxes without classes: use "
-                f"the rules 'coco'."
+                f"The rules {rules!r} score classes, but the model predicts boxes without classes: use COCO's rules "
+                "(--metrics coco; Python: rules='coco')."
             )
         score, category_ids = evaluate_proposals, known[:1]
     for category_id in category_ids:

@@ -151,8 +151,8 @@ def prepare(
         contents: The ground truth.
         iou_type: "bbox", "segm" or "keypoints".
         image_ids: Ids of the images to score. None: all images.
-        sigmas: (J,) standard deviation of the annotations of each keypoint, as a fraction of the object's size. None:
-            COCO's values for 17 keypoints, 0.05 for any other number.
+        sigmas: (J,) standard deviation of the annotations of each of the J keypoints, as a fraction of the square root
+            of the object's area. None: COCO's values for 17 keypoints, 0.05 for any other number.
 
     Returns:
         The annotations for COCOeval, the ids of the scored categories and images, both ascending, and the sigmas (None
@@ -229,7 +229,7 @@ def _check_masks(contents, scored, where):
 
 
 def _for_coco(annotation, number, iou_type, image, sigmas, where):
-    """Returns the keys of an annotation that COCOeval needs.
+    """Returns an annotation as COCOeval needs it.
 
     Annotations get new ids from 1, because pycocotools 2.0 takes id 0 for "no match" and merges annotations that share
     an id. An object without a mask becomes a crowd that fills its box, so that a mask found there is neither right nor

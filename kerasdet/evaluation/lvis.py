@@ -26,7 +26,7 @@ def evaluate_lvis(
 
     Annotators of LVIS looked only for some categories in each image: those with objects in the image, and those in the
     image's `neg_category_ids`. Detections of other categories are ignored. Wrong detections of a category in the
-    image's `not_exhaustive_category_ids` are ignored as well. Only the 300 detections of an image with the highest
+    image's `not_exhaustive_category_ids` are ignored as well. In each image, only the 300 detections with the highest
     scores count. Boxes and masks without area are left out, as in lvis-api.
 
     Args:
@@ -36,8 +36,8 @@ def evaluate_lvis(
         image_ids: Ids of the images to score. None: all images of the ground truth.
 
     Returns:
-        Metrics with the names in `SUMMARY`. `APr`, `APc` and `APf` are the AP of rare, common and frequent categories,
-        by the `frequency` of each category. The AP of each class is not computed.
+        Thirteen metrics, such as `AP`, `AP50` and `AR@300`. `APr`, `APc` and `APf` are the AP of rare, common and
+        frequent categories, by the `frequency` of each category. The AP of each class is not computed.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -84,7 +84,7 @@ def evaluate_lvis(
 
 
 def _best(detections):
-    """Keeps the detections of each image with the highest scores; hotcoco 1.3 applies the limit to each category."""
+    """Keeps the 300 best detections of each image; hotcoco 1.3 would apply this limit to each category separately."""
     by_image = defaultdict(list)
     for entry in sorted(detections, key=lambda entry: -entry["score"]):
         by_image[entry["image_id"]].append(entry)

@@ -17,7 +17,7 @@ def evaluate_open_images(ground_truth: Source, results: Source, image_ids: Seque
 
     A box with a true `is_group_of` (or `isgroupof`, `IsGroupOf`) encloses a group of objects. All detections with at
     least half of their area inside a group's box count as one correct detection, which has the highest of their scores;
-    a group without such a detection is missed. Every other box matches one detection. An image may list, as
+    a group without such a detection is missed. Every other box matches at most one detection. An image may list, as
     `neg_category_ids`, the categories that annotators looked for and did not find; detections of categories that are
     neither listed nor annotated in the image then do not count. Crowds and difficult objects are left out, because Open
     Images does not have them. Detections of parent classes are not derived from detections of their child classes.

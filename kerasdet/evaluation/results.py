@@ -193,8 +193,8 @@ def as_rle(segmentation: list | dict, height: int, width: int) -> dict:
         The RLE {"size", "counts"}.
 
     Raises:
-        ValueError: If the RLE has another number of pixels than the image. The message begins with "has"; callers put
-            the file and the result before it.
+        ValueError: If an RLE is invalid or has another number of pixels than the image. The message begins with "has";
+            callers put the file and the result before it.
     """
     if isinstance(segmentation, list):
         return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))

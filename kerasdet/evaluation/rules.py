@@ -48,6 +48,6 @@ def evaluate_rules(
         return DetectorMetrics({each: evaluate_lvis(ground_truth, results, each, image_ids) for each in types})
     single = {"voc": evaluate_voc, "open-images": evaluate_open_images, "boundary": evaluate_boundary}
     if rules not in single:
-        raise UserError(f"rules is {rules!r}: expected one of {', '.join(RULES)}. Change --rules (Python: rules=).")
+        raise UserError(f"rules is {rules!r}: expected one of {', '.join(RULES)}. Change --metrics (Python: rules=).")
     metrics = single[rules](ground_truth, results, image_ids)
     return DetectorMetrics({metrics.iou_type: metrics})

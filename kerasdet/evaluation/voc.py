@@ -28,7 +28,8 @@ def evaluate_voc(ground_truth: Source, results: Source, image_ids: Sequence[int]
 
     Returns:
         The metrics `AP07`, the mean precision at eleven recalls, and `AP12`, the area under the precision-recall curve,
-        both averaged over the classes with objects. The metric of each class is its `AP12`.
+        both averaged over the classes with objects that are neither difficult nor crowds. The metric of each class is
+        its `AP12`.
 
     Raises:
         FileNotFoundError: If a file does not exist.

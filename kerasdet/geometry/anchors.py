@@ -73,8 +73,9 @@ class AnchorGenerator(ConfigFromInit):
         round_corners: Whether the corners of a cell's anchors are rounded to integers, as in torchvision.
         ratios_first: Whether the anchors of a cell are ordered by ratio, then size (torchvision). If False they are
             ordered by size, then ratio (detectron2).
-        strides_from_image: Whether the stride is image size // grid size (torchvision). If False it is 2**level. The
-            two strides differ if the size of the padded image is not a multiple of the coarsest stride.
+        strides_from_image: Whether the stride of a level is image size // grid size (torchvision). If False it is the
+            nominal stride, such as 8 for "p3". The two differ if the size of the padded image is not a multiple of the
+            coarsest stride.
 
     Raises:
         ValueError: If `sizes`, `aspect_ratios` and `levels` have different lengths.
@@ -134,7 +135,10 @@ class AnchorGenerator(ConfigFromInit):
             level: Name of the pyramid level, such as "p3".
 
         Returns:
-            The anchors, (A, 4) float32 yxyx in pixels of the network's input.
+            The A anchors, (A, 4) float32 yxyx in pixels of the network's input, in the order of `ratios_first`.
+
+        Raises:
+            ValueError: If `levels` does not contain the level.
         """
         index = self.levels.index(level)
         sizes, ratios = np.array(self.sizes[index]), np.sqrt(np.array(self.aspect_ratios[index]))
@@ -154,7 +158,8 @@ class AnchorGenerator(ConfigFromInit):
             image_size: (height, width) of the padded network input in pixels.
 
         Returns:
-            A dict from level name to boxes (height * width * A, 4) float32 yxyx, in pixels of the network's input.
+            A dict from level name to boxes (height * width * A, 4) float32 yxyx, in pixels of the network's input. A is
+            the number of anchors per cell.
         """
         return {level: self._level_anchors(level, grids[level], image_size) for level in self.levels}
 

@@ -160,7 +160,7 @@ def paired_ciou(boxes1: tf.Tensor, boxes2: tf.Tensor) -> tf.Tensor:
         boxes2: (..., 4) yxyx in pixels.
 
     Returns:
-        The values, (...), at most 1.
+        The values, (...), at most 1; nan if a box has height 0 and width 0.
     """
     overlap, _ = _paired_iou(boxes1, boxes2)
     y1, x1, y2, x2 = tf.unstack(boxes1, axis=-1)

@@ -27,7 +27,7 @@ class DeltaCoder(ConfigFromInit):
             None: no bound.
 
     Raises:
-        UserError: If `weights` does not hold four numbers above 0.
+        UserError: If `weights` does not hold four numbers of 1e-6 or more.
     """
 
     def __init__(
@@ -141,7 +141,8 @@ class DistanceCoder(ConfigFromInit):
         """Decodes distances to boxes.
 
         Args:
-            distances: (..., 4) as (t, l, b, r), in strides if `normalize` is True, else in pixels.
+            distances: (..., 4) as (t, l, b, r), in strides if `normalize` is True, else in pixels. Convert raw
+                predictions by `activate` first.
             squares: (..., 4) yxyx in pixels, one square per point: centred on it, with the stride of its level as
                 side.
 

@@ -18,11 +18,12 @@ class DefaultBoxes(ConfigFromInit):
     """Generates the default boxes of every cell of every level (SSD, https://arxiv.org/abs/1512.02325, section 2.2).
 
     A cell has a square with the level's scale as side, a square whose side is the geometric mean of this and the next
-    scale, and two boxes for each aspect ratio. The defaults are those of SSD300.
+    level's scale, and two boxes for each aspect ratio. The defaults are those of SSD300. On an image that is not
+    square, the boxes are stretched with the image.
 
     Args:
-        scales: Side of the square of each level, as a fraction of the image's side, finest level first. One more entry
-            at the end serves as the next scale of the coarsest level.
+        scales: Side of each level's square, as a fraction of the image's side, finest level first. One more entry at
+            the end serves as the next level's scale for the coarsest level.
         aspect_ratios: For each level, the ratios of the long to the short side; each ratio gives a wide and a tall box.
         levels: Names of the levels, finest first.
         strides: Distance between neighbouring cells of each level, in pixels. None: the cells divide the image evenly.
@@ -66,7 +67,11 @@ class DefaultBoxes(ConfigFromInit):
             level: Name of the pyramid level, such as "p3".
 
         Returns:
-            The sizes, (A, 2) float32: heights and widths as fractions of the image's height and width, at most 1.
+            The sizes of the level's A boxes per cell, (A, 2) float32: heights and widths as fractions of the image's
+            height and width, at most 1. The two squares come first, then a wide and a tall box for each aspect ratio.
+
+        Raises:
+            ValueError: If `levels` does not contain the level.
         """
         index = self.levels.index(level)
         scale, between = self.scales[index], (self.scales[index] * self.scales[index + 1]) ** 0.5
@@ -85,7 +90,8 @@ class DefaultBoxes(ConfigFromInit):
             image_size: (height, width) of the padded network input in pixels.
 
         Returns:
-            A dict from level name to boxes (height * width * A, 4) float32 yxyx, in pixels of the network's input.
+            A dict from level name to boxes (height * width * A, 4) float32 yxyx, in pixels of the network's input. A is
+            the number of default boxes per cell of the level. Cells are in row-major order.
         """
         return {level: self._level_boxes(level, grids[level], image_size) for level in self.levels}
 
@@ -112,8 +118,11 @@ class SSDMatcher(ConfigFromInit):
 
     Args:
         foreground_iou: Boxes whose highest IoU with an object is at least this are positive. In [0, 1].
-        ignore_crowd_iof: Boxes with more than this fraction of their area inside a crowd are ignored. None: crowds have
-            no effect, so boxes inside them are negative.
+        ignore_crowd_iof: Boxes with more than this fraction of their area inside a crowd are ignored, except the best
+            boxes of objects. In [0, 1]. None: crowds have no effect, so boxes inside them are negative.
+
+    Raises:
+        UserError: If a threshold is outside [0, 1].
     """
 
     def __init__(self, foreground_iou: float = 0.5, ignore_crowd_iof: float | None = None):

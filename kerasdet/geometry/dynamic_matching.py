@@ -25,16 +25,19 @@ class DynamicSoftLabelAssigner(ConfigFromInit):
     * ``-iou_weight * log(IoU)``,
     * ``10 ** (distance - center_radius)``, with the distance from the object's centre in strides.
 
-    An object is matched to the points with the lowest costs. The number of points is the sum of the object's `top_k`
-    highest IoUs, rounded down, and at least 1. A point that is matched to several objects is assigned to the object
-    with the lowest cost.
+    Each object is matched to the points with the lowest costs. Their number is the sum of the object's `top_k` highest
+    IoUs, rounded down, and at least 1. A point that is matched to several objects is assigned to the object with the
+    lowest cost.
 
     Args:
         center_radius: Distance from an object's centre, in strides, at which the third term is 1.
         top_k: Number of highest IoUs of an object that are summed to get its number of points.
         iou_weight: Factor of -log(IoU) in the cost.
-        padded_size_divisor: Points outside the image's own size, rounded up to a multiple of this many pixels, are
-            ignored. None: points in the padding of a batch can be matched, too.
+        padded_size_divisor: Points on or beyond the bottom or right border of the image's own size, rounded up to a
+            multiple of this many pixels, are ignored. None: points in the padding of a batch can be matched, too.
+
+    Raises:
+        UserError: If a radius or weight is negative, or `top_k` or `padded_size_divisor` is not a positive integer.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ def _class_cost(logits, class_ids, overlap):
 
 
 def _owners(wanted, cost):
-    """Returns the index of each point's object, (B, R): of several, the one with the lowest cost; NEGATIVE for none."""
+    """Returns the index of each point's object, (B, R): the cheapest of several objects, NEGATIVE without an object."""
     takers = tf.reduce_sum(tf.cast(wanted, tf.int32), -1)  # (B, R)
     only = tf.argmax(wanted, -1, output_type=tf.int32)
     cheapest = tf.argmin(cost, -1, output_type=tf.int32)

@@ -24,7 +24,7 @@ _CUBIC = -0.75  # PyTorch's bicubic coefficient; tf.image.resize has -0.5, so it
 
 
 def flip_order(names: Sequence[str]) -> tuple[int, ...]:
-    """Computes the order of keypoints after a flip, which swaps ``left_eye`` and ``right_eye``.
+    """Computes the order of keypoints after a flip, which swaps pairs such as ``left_eye`` and ``right_eye``.
 
     Args:
         names: Names of the J keypoints; "left" or "right" in a name tells the side of the keypoint.
@@ -72,7 +72,7 @@ def shift(keypoints: tf.Tensor, offset: tf.Tensor, image_size: tf.Tensor) -> tf.
         image_size: (2,), height and width of the image in pixels.
 
     Returns:
-        The keypoints, (..., J, 3); unlabelled keypoints and keypoints outside the image are 0.
+        The moved keypoints, (..., J, 3); unlabelled keypoints and keypoints outside the image are 0.
     """
     places = keypoints[..., :2] + tf.cast(offset, keypoints.dtype)
     return zero_outside(tf.concat([places, keypoints[..., 2:]], -1), image_size)
@@ -158,8 +158,8 @@ def keypoints_from_heatmaps(heatmaps: tf.Tensor, rois: tf.Tensor, convention: st
     Args:
         heatmaps: (..., h, w, J), a heatmap of logits for each keypoint.
         rois: (..., 4) yxyx in pixels, the regions that the heatmaps cover.
-        convention: Source framework that defines a keypoint's score. "detectron2": the probability of the pixel,
-            by a softmax over the h * w cells. "torchvision": the logit at the pixel.
+        convention: Source framework that defines a keypoint's score. "detectron2": exp(logit at the pixel) divided by
+            the sum of exp(logit) over the h * w cells. "torchvision": the logit at the pixel.
 
     Returns:
         The keypoints, (..., J, 3) float32 as (y, x, score), with y and x in pixels of the image.

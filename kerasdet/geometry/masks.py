@@ -33,7 +33,7 @@ def crops_from_runs(
     Args:
         runs: (R,) int32, the run lengths of all objects one after the other. The run lengths of one object cover the
             whole image, column by column, from `kerasdet.geometry.rle.runs_from_segmentation`.
-        num_runs: (M,) int32, the number of run lengths of each object.
+        num_runs: (M,) int32, the number of run lengths of each object, 1 or more; drop objects with empty masks first.
         boxes: (M, 4) yxyx in pixels, inside the image.
         image_size: (2,), height and width of the image in pixels.
         size: S, the height and width of a crop in cells.
@@ -70,7 +70,7 @@ def crops_from_runs(
 
 
 def _covered_before(runs, num_runs, positions):
-    """Counts the covered pixels before `positions` (N, S) float64; a position may lie inside a pixel."""
+    """Counts the covered pixels before `positions` (N, S + 1) float64; a position may lie inside a pixel."""
     first = tf.repeat(tf.cumsum(num_runs, exclusive=True), num_runs)
     inside = tf.cast((tf.range(tf.shape(runs)[0]) - first) % 2, tf.float64)  # (R,)
     runs = tf.cast(runs, tf.float64)
@@ -170,13 +170,13 @@ def paste_masks(
 
     * "detectron2" samples a mask bilinearly at the pixel centres, with zeros around the mask. A pixel belongs to the
       object if its value is at least the threshold.
-    * "torchvision" pads mask and box with a border of zeros, truncates the box to whole pixels, and resizes the mask
-      to it. A pixel belongs to the object if its value is above the threshold.
+    * "torchvision" pads the mask with a border of zeros and enlarges the box accordingly. It truncates the box to whole
+      pixels, and resizes the mask to the box. A pixel belongs to the object if its value is above the threshold.
     * "mmdet" is for RTMDet-Ins, whose masks cover the network's whole input. The box (0, 0, y2, x2) is the area of the
       image that the mask covers. The logits are resized to 8 times their size, then to the image. A pixel belongs to
       the object if its probability is above the threshold.
 
-    A box with a non-finite coordinate gives an empty mask.
+    A box with a non-finite coordinate gives an empty mask; with "mmdet" only if the threshold is 0.5 or more.
 
     Args:
         mask_probs: (D, S, S), or (D, h, w) for "mmdet": for each cell of the box, the probability that it shows the
@@ -187,7 +187,7 @@ def paste_masks(
         convention: Source framework whose pasting is reproduced: "detectron2", "torchvision" or "mmdet".
         threshold: Pixels with a lower probability do not belong to the object. In (0, 1].
         whole_image: Whether to compute every pixel instead of only the pixels near the box. This is slower, but the
-            shapes are static, as XLA requires.
+            shapes are static, as XLA requires. "mmdet" always computes every pixel.
 
     Returns:
         The pasted masks, (D, height, width) bool.

@@ -1,8 +1,8 @@
 """Matches anchors, points and proposals to ground truth.
 
-All matchers return ``matched_gt`` (B, R) int32. An entry is the index of the matched object in the image's ground
-truth, `NEGATIVE` (-1) for background, or `IGNORE` (-2) for an anchor that is excluded from the losses. Boxes are yxyx
-in pixels.
+All matchers return ``matched_gt`` (B, R) int32 for B images and R anchors, points or proposals. An entry is the index
+of the matched object in the image's ground truth, `NEGATIVE` (-1) for background, or `IGNORE` (-2) for an anchor that
+is excluded from the losses. Boxes are yxyx in pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,9 +47,9 @@ def match_iou(
         foreground_iou: Anchors whose highest IoU with an object is at least this are positive.
         background_iou: Anchors whose highest IoU is below this are negative; anchors between the two thresholds are
             ignored.
-        allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if that
-            is low. If no anchor touches an object, all anchors tie at an IoU of 0 and become positive, unless
-            `min_low_quality_iou` is above 0.
+        allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if this
+            IoU is below `foreground_iou`. If no anchor touches an object, all anchors tie at an IoU of 0 and become
+            positive, unless `min_low_quality_iou` is above 0.
         low_quality_owner: Object to which `allow_low_quality_matches` matches an anchor. "best": the object with which
             the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better anchor;
             of several such objects, the last one (mmdetection).
@@ -94,17 +94,18 @@ def match_fcos(
     convention: str,
     ignored: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Matches every point to the smallest box that it lies in (FCOS, https://arxiv.org/abs/1904.01355).
+    """Matches every point to the smallest of the boxes that fit it (FCOS, https://arxiv.org/abs/1904.01355).
 
-    A loop compares the points with 8 objects at a time, so a temporary tensor has at most 16 * B * R values, for any
-    number of objects.
+    A box fits a point if the point lies inside it, within `ranges` and within `radius`. A loop compares the points with
+    8 objects at a time, so a temporary tensor has at most 16 * B * R values, for any number of objects.
 
     Args:
         squares: (R, 4) yxyx in pixels: each point's square, centred on the point, with the stride of its level as side.
         ranges: (R, 2), lower and upper bound, in pixels, of the largest distance from a point to the sides of its box.
         gt_boxes: (B, M, 4) yxyx in pixels.
         gt_valid: (B, M) bool, false for padding and for objects that are excluded from training, such as crowds.
-        radius: Largest distance, in strides, of a point from the centre of its box in y and in x. None: no bound.
+        radius: Bound, in strides, of the distances along y and x from a point to the centre of its box; both distances
+            must be smaller. None: no bound.
         convention: Source framework whose ranges and ties are reproduced. "detectron2" (also for torchvision) excludes
             the bounds of a range and compares ``1e8 - area`` in float32: areas that differ by less than about 8 square
             pixels tie, and the first object wins. "mmdet" includes the bounds and compares exact areas.
@@ -155,7 +156,7 @@ def covered(anchors: tf.Tensor, regions: tf.Tensor, is_region: tf.Tensor, *, min
     Args:
         anchors: (R, 4) or (B, R, 4) yxyx in pixels.
         regions: (B, M, 4) yxyx in pixels.
-        is_region: (B, M) bool, false for padding.
+        is_region: (B, M) bool, false for rows of `regions` to skip, such as padding.
         min_iof: A region covers an anchor if it contains more than this fraction of the anchor's area. In [0, 1].
 
     Returns:
@@ -223,7 +224,7 @@ def valid_gt_mask(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """Marks the objects that a detector is trained on, which are neither padding nor crowds.
 
     Args:
-        batch: ``class_ids`` (B, M), -1 for padding, and ``is_crowd`` (B, M).
+        batch: ``class_ids`` (B, M), -1 for padding, and ``is_crowd`` (B, M) bool.
 
     Returns:
         A mask, (B, M) bool, true for objects to train on.
@@ -254,19 +255,19 @@ class IoUMatcher(ConfigFromInit):
         foreground_iou: Anchors whose highest IoU with an object is at least this are positive. In [0, 1].
         background_iou: Anchors whose highest IoU is below this are negative; anchors between the two thresholds are
             ignored. In [0, 1].
-        allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if that
-            is low.
+        allow_low_quality_matches: Whether each object is also matched to the anchors with its highest IoU, even if this
+            IoU is below `foreground_iou`.
         ignore_crowd_iof: Anchors with more than this fraction of their area inside a crowd are ignored (mmdetection's
-            ``ignore_iof_thr``), unless the image has only crowds. None: crowds have no effect (torchvision,
+            ``ignore_iof_thr``), unless the image has no object to train on. None: crowds have no effect (torchvision,
             detectron2).
         low_quality_owner: Object to which `allow_low_quality_matches` matches an anchor. "best": the object with which
             the anchor has the highest IoU (detectron2, torchvision). "forcing": the object that has no better anchor;
             of several such objects, the last one (mmdetection).
         min_low_quality_iou: Objects whose highest IoU with an anchor is below this get no low-quality match
             (mmdetection's ``min_pos_iou``). In [0, 1].
-        padded_size_divisor: Anchors whose centre lies outside the image's own size, rounded up to a multiple of this
-            many pixels, are ignored (mmdetection). The matches of an image then do not depend on the batch. None:
-            anchors in the padding are matched, too (torchvision, detectron2).
+        padded_size_divisor: Anchors whose centre lies on or beyond the bottom or right border of the image's own size,
+            rounded up to a multiple of this many pixels, are ignored (mmdetection). The matches of an image then do not
+            depend on the batch. None: anchors in the padding are matched, too (torchvision, detectron2).
 
     Raises:
         UserError: If `low_quality_owner` is unknown, a threshold is outside [0, 1], or `background_iou` is above
@@ -329,13 +330,13 @@ class IoUMatcher(ConfigFromInit):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class FCOSMatcher(ConfigFromInit):
-    """Matches each point to the smallest box around it (FCOS, https://arxiv.org/abs/1904.01355).
+    """Matches each point to the smallest box around it that suits the point's level (FCOS, arXiv 1904.01355).
 
     Args:
         regress_ranges: One (low, high) pair per pyramid level, in pixels. A point of a level can be matched to an
             object if the largest distance from the point to the sides of the object's box lies in the level's range.
-        center_radius: Largest distance of a positive point from the centre of its box, in strides. None: points
-            anywhere inside the box can be positive.
+        center_radius: A positive point is nearer than this to the centre of its box along y and along x, in strides.
+            None: points anywhere inside the box can be positive.
         convention: Source framework whose ranges and ties are reproduced: "detectron2" (also for torchvision) or
             "mmdet", see `match_fcos`.
         ignore_crowd_iof: Points with more than this fraction of their square inside a crowd are ignored. None: crowds

@@ -63,7 +63,7 @@ def _rle_runs(segmentation, height, width):
     else:
         raise ValueError('has an RLE mask whose "counts" are neither a string nor a list of integers')
     if len(runs) == 1 and runs[0] == -1:
-        raise ValueError('has an RLE mask whose compressed "counts" are damaged; expected a string of pycocotools')
+        raise ValueError('has an RLE mask whose compressed "counts" are damaged; expected a string from pycocotools')
     if runs.sum() != height * width or (runs < 0).any():
         raise ValueError(
             f'has an RLE mask of {runs.sum():.0f} pixels; expected run lengths ("counts") of 0 or more that sum to the '

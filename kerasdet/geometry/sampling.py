@@ -49,7 +49,7 @@ def sampling_priority(size: tf.Tensor, seed: int, step: tf.Tensor, batch: Mappin
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class BalancedSampler(ConfigFromInit):
-    """Samples candidates of each image, of which at most a given fraction is positive (Fast R-CNN, section 2.3).
+    """Samples candidates of each image; at most a given fraction of them is positive (Fast R-CNN, section 2.3).
 
     Candidates are the anchors of an RPN or the proposals of an R-CNN.
 
@@ -77,7 +77,7 @@ class BalancedSampler(ConfigFromInit):
 
     @property
     def max_positives(self) -> int:
-        """Maximum number of positives per image."""
+        """Maximum number of positives per image: the product of the two arguments, rounded down."""
         return int(self.samples_per_image * self.positive_fraction)
 
     def __call__(self, matched_gt: tf.Tensor, priority: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -98,6 +98,6 @@ class BalancedSampler(ConfigFromInit):
 
 
 def _highest(candidates, priority, count):
-    """Marks the `count`, () or (B,), candidates with the highest priorities, (B, R) bool."""
+    """Marks the candidates with the highest priorities, (B, R) bool: `count` of each image, a scalar or (B,)."""
     rank = tf.argsort(tf.argsort(tf.where(candidates, priority, -1.0), direction="DESCENDING"))
     return candidates & (rank < tf.reshape(count, [-1, 1]))

@@ -34,11 +34,12 @@ class Detections:
         class_ids: (N,) int32, counted from 0.
         image_size: Height and width of the image in pixels.
         class_names: Names of the model's classes, in the order of the class ids. None: the names are unknown.
-        mask_probs: (N, S, S): for each cell of an object's box, the probability that it shows the object, in [0, 1].
-            None: the model predicts no masks.
-        mask_boxes: (N, 4) float32 yxyx in pixels of the image, the areas that `mask_probs` cover. None: `mask_probs`
-            cover the boxes.
-        keypoints: (N, J, 3) float32, (y, x, score) in pixels of the image. None: the model predicts no keypoints.
+        mask_probs: (N, S, S): for each of the S x S cells of an object's box, the probability that it shows the object,
+            in [0, 1]. None: the model predicts no masks.
+        mask_boxes: (N, 4) float32 yxyx in pixels of the image, the areas that `mask_probs` cover instead of the boxes;
+            `mask_probs` may then be (N, h, w). None: `mask_probs` cover the boxes.
+        keypoints: (N, J, 3) float32, J keypoints (y, x, score) of each object, in pixels of the image. None: the model
+            predicts no keypoints.
         mask_convention: Source framework whose pasting of masks is reproduced: "detectron2", "torchvision" or "mmdet";
             required with `mask_probs`.
         skeleton: Pairs of keypoint indices that `draw` connects by a line.
@@ -346,7 +347,7 @@ class Detections:
 
         Returns:
             The `Detections`, in descending order of score. Its `extras` holds the ids of a tracker under "track_id",
-            and the arrays of `detections.data`.
+            and the arrays of `detections.data` that have one entry per object, except the class names.
 
         Raises:
             UserError: If the sizes or numbers of masks, keypoints or names contradict the detections.

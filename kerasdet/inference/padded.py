@@ -5,8 +5,9 @@ exports use this dict:
 
 * `boxes` (B, D, 4) yxyx in pixels, `scores` (B, D) in descending order.
 * `class_ids` (B, D) int32, -1 for padding, and `valid` (B,) int32, the number of detections without padding.
-* From models that predict them, `mask_probs` (B, D, S, S), `mask_boxes` (B, D, 4) yxyx in pixels, and `keypoints`
-  (B, D, J, 3) as (y, x, score).
+* From models with masks, `mask_probs` (B, D, S, S), the probabilities of the S x S cells of each box. In an
+  RTMDet-Ins they are (B, D, h, w) and cover the areas `mask_boxes` (B, D, 4) yxyx in pixels instead of the boxes.
+* From models with keypoints, `keypoints` (B, D, J, 3), J keypoints of each object as (y, x, score).
 
 A user's own branches add further outputs (B, D, ...). `BranchOutput` defines how these are rescaled and exported.
 """
@@ -62,7 +63,7 @@ def rescale(
         from_size: (B, 2) heights and widths of the images that the coordinates refer to, without padding, in pixels.
         to_size: (B, 2) heights and widths of the images that the new coordinates refer to, in pixels.
         branch_outputs: Maps output names to `BranchOutput`s, which define how outputs are rescaled.
-        clip: Whether `boxes` are clipped to the images. Models with `Preprocessing.letterboxes` do not clip.
+        clip: Whether `boxes` are clipped to the images. Models whose preprocessing letterboxes images pass False.
 
     Returns:
         Padded detections in pixels of the images of `to_size`. Scores, class ids and counts are unchanged.

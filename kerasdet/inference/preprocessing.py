@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasdet.arguments import check_positive
 from kerasdet.errors import UserError
+from kerasdet.inference.images import ImageLike, open_images
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
 from kerasdet.ops import resize as resize_ops
@@ -53,17 +54,24 @@ class Preprocessing(ConfigFromInit):
         letterbox_value: float | None = None,
     ):
         if channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
+            raise ValueError(f"Preprocessing.channel_order is {channel_order!r}: choose 'rgb' or 'bgr'.")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"mean is {tuple(mean)} and std is {tuple(std)}: expected three numbers each, and std above 0."
+                f"Preprocessing.mean is {tuple(mean)} and Preprocessing.std is {tuple(std)}: expected three numbers "
+                "each, and std above 0."
             )
         if rounding not in resize_ops.ROUNDINGS:
-            raise ValueError(f"rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}.")
+            raise ValueError(
+                f"Preprocessing.rounding is {rounding!r}: choose one of {', '.join(map(repr, resize_ops.ROUNDINGS))}."
+            )
         if kernel not in resize_ops.KERNELS:
-            raise ValueError(f"kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}.")
+            raise ValueError(
+                f"Preprocessing.kernel is {kernel!r}: choose one of {', '.join(map(repr, resize_ops.KERNELS))}."
+            )
         if letterbox_value is not None and not 0 <= letterbox_value <= 255:
-            raise UserError(f"letterbox_value is {letterbox_value!r}: expected a pixel value from 0 to 255, or None.")
+            raise UserError(
+                f"Preprocessing.letterbox_value is {letterbox_value!r}: expected a pixel value from 0 to 255, or None."
+            )
         check_positive("Preprocessing", shortest=shortest, longest=longest, size_divisor=size_divisor)
         if longest < shortest:
             raise UserError(
@@ -166,13 +174,13 @@ class Preprocessing(ConfigFromInit):
         return -(-size // self.size_divisor) * self.size_divisor
 
     def batch(
-        self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
+        self, images: ImageLike | Sequence[ImageLike], resize: tuple[int, int] | bool | None = None
     ) -> dict[str, tf.Tensor]:
-        """Resizes and pads images into a batch.
+        """Checks, resizes and pads images into a batch.
 
         Args:
-            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float. With
-                a tensor, the method also works inside a `tf.function`.
+            images: Images of any sizes, as `Predictor.detect` takes them; inside a `tf.function`, a tensor
+                (B, H, W, 3), RGB, 0..255, uint8 or float.
             resize: None for the model's own rule, False for no resizing, or (shortest, longest): the length of the
                 shorter side and the limit of the longer side, in pixels.
 
@@ -182,12 +190,28 @@ class Preprocessing(ConfigFromInit):
             resizing; all in pixels.
 
         Raises:
-            UserError: If `resize` is not None, False or a pair of positive integers.
+            UserError: If there is no image, an image is invalid, or `resize` is not None, False or a pair of positive
+                integers.
+            FileNotFoundError: If a file does not exist.
 
         Example:
             >>> detections = model.detect_batch(model.preprocessing.batch([image, other_image]))
         """
         check_resize(resize)
+        return self.pad_batch(_opened(images), resize)
+
+    def pad_batch(
+        self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Resizes and pads images that have been checked into a batch, see `batch`.
+
+        Args:
+            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
+            resize: The argument `resize` of `batch`.
+
+        Returns:
+            The result of `batch`.
+        """
 
         def resized(image):
             if resize is False:
@@ -212,7 +236,7 @@ class Preprocessing(ConfigFromInit):
     def letterbox(self, image: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tuple[int, int]]:
         """Resizes an image to the largest size that fits, and fills the rest at the bottom or right.
 
-        The other pixels have the value `filling`, which is zero after normalisation unless the model has a
+        Pixels outside the image get the colour `filling`, which is zero after normalisation unless the model has a
         `letterbox_value`. With the rounding "square" the image is stretched instead, and nothing is filled.
 
         Args:
@@ -271,22 +295,42 @@ class KeepSize:
         return size
 
     def batch(
+        self, images: ImageLike | Sequence[ImageLike], resize: tuple[int, int] | bool | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Checks images and pads them into a batch without resizing them.
+
+        Args:
+            images: Images of any sizes, as `Predictor.detect` takes them; inside a `tf.function`, a tensor
+                (B, H, W, 3), RGB, 0..255, uint8 or float.
+            resize: Must be None, because the predictor resizes by its own rule.
+
+        Returns:
+            Dict of `image` (B, h, w, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32,
+            both the heights and widths of the images in pixels. A tensor keeps its dtype. A list becomes uint8 if all
+            images are uint8, otherwise float32.
+
+        Raises:
+            UserError: If there is no image, an image is invalid, or `resize` is not None.
+            FileNotFoundError: If a file does not exist.
+        """
+        check_resize(resize)
+        return self.pad_batch(_opened(images), resize)
+
+    def pad_batch(
         self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
     ) -> dict[str, tf.Tensor]:
-        """Pads images into a batch without resizing them.
+        """Pads images that have been checked into a batch, see `batch`.
 
         Args:
             images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
             resize: Must be None, because the predictor resizes by its own rule.
 
         Returns:
-            Dict of `image` (B, h, w, 3), padded at the bottom right, uint8 if all images are uint8 and float32
-            otherwise; `image_size` and `original_size` (B, 2) int32, both the heights and widths of the images.
+            The result of `batch`.
 
         Raises:
             UserError: If `resize` is not None.
         """
-        check_resize(resize)
         if resize is not None:
             raise UserError(
                 f"resize is {resize!r}, but this predictor (an export, tiles or test-time augmentation) resizes images "
@@ -298,6 +342,11 @@ class KeepSize:
             images = [tf.cast(image, tf.float32) for image in images]
         original_size = tf.stack([tf.shape(image)[:2] for image in images])
         return _padded([tf.convert_to_tensor(image) for image in images], original_size, self.padded_size)
+
+
+def _opened(images):
+    """Opens and checks images; inside a `tf.function`, where pixels are unknown, returns them unchanged."""
+    return open_images(images)[0] if tf.executing_eagerly() else images
 
 
 def _valid_pixels(image, image_size):

@@ -18,8 +18,8 @@ _cv = require_extra("sahi.utils.cv", "kerasdet.inference.sahi", "sahi")
 class SahiDetectionModel(_base.DetectionModel):
     """Wraps a predictor as a `DetectionModel` of SAHI, for `get_sliced_prediction` and SAHI's other functions.
 
-    SAHI's category ids equal kerasdet's class ids, counted from 0. Masks become polygons, as SAHI requires; objects
-    whose mask has no pixel inside a slice are left out.
+    SAHI's category ids equal kerasdet's class ids, counted from 0. Masks become polygons, as SAHI requires. Objects
+    with an empty box, or with a mask that is empty or too small for a polygon, are left out.
 
     Args:
         model: A Keras model, an export, or any other `Predictor`.

@@ -21,7 +21,7 @@ class Tracker:
 
     Args:
         rate: Frames per second of the video. A lost object keeps its id for one second.
-        score_threshold: Only detections with a score of at least this start a new track. In [0, 1].
+        score_threshold: Detections with a score below this do not start a new track. In [0, 1].
 
     Raises:
         UserError: If the package `trackers` or `supervision` is not installed.

@@ -15,7 +15,7 @@ import numpy as np
 from kerasdet.data.images import SUFFIXES as IMAGES
 from kerasdet.errors import UserError, require_extra
 from kerasdet.files import writing
-from kerasdet.paths import expand, make_folder
+from kerasdet.paths import expand, make_folder, why_no_file
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 # Beginning of sys.platform -> FFmpeg's input format and the device name of a camera
@@ -131,9 +131,9 @@ class VideoReader:
     def _open_file(self):
         is_url = "://" in self.source
         path = None if is_url else expand(self.source, "The path of a video")
-        if path is not None and not path.is_file():
+        if path is not None and (reason := why_no_file(path)):
             raise FileNotFoundError(
-                f"The video {path} does not exist: expected the path of a video file, a URL or the number of a camera."
+                f"The video {path} {reason}: expected the path of a video file, a URL or the number of a camera."
             )
         try:
             # Without "file:", FFmpeg would read "night: 1.mp4" as a URL with the protocol "night".
@@ -211,11 +211,13 @@ class VideoWriter:
 
         Args:
             image: (H, W, 3) uint8 RGB. It is resized if its size differs from that of the first picture.
-            time: Time at which the picture appears, in seconds since the beginning.
+            time: Time at which the picture appears, in seconds since the beginning of the video. A time that is not
+                after the previous picture is replaced by the next possible time.
 
         Raises:
             UserError: If the picture has another shape or type, or the time is not finite.
-            OSError: If the disk is full. The temporary file is then deleted.
+            OSError: If the file cannot be written, for example because the disk is full. The temporary file is then
+                deleted.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise UserError(
@@ -250,7 +252,8 @@ class VideoWriter:
         do nothing.
 
         Raises:
-            OSError: If the disk is full. The temporary file is then deleted.
+            OSError: If the file cannot be written, for example because the disk is full. The temporary file is then
+                deleted.
         """
         if self._container is None:
             return

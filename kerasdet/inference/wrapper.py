@@ -7,7 +7,7 @@ from kerasdet.inference.predictor import Predictor
 
 
 class PredictorWrapper(Predictor):
-    """Base class of predictors that run another predictor and have its classes and outputs.
+    """Runs another predictor, and has the classes and outputs of that predictor; a base class.
 
     Args:
         model: The predictor to run. It is not changed.

@@ -17,17 +17,17 @@ def num_replicas() -> int:
     """Returns the number of replicas over which the collectives reduce.
 
     Returns:
-        The number of replicas of the current strategy; 1 inside `local_reductions`.
+        The number of replicas of the current strategy; 1 inside a ``with`` block of `local_reductions`.
     """
     return 1 if getattr(_thread, "local_only", False) else tf.distribute.get_strategy().num_replicas_in_sync
 
 
 @contextlib.contextmanager
 def local_reductions() -> Iterator[None]:
-    """Disables cross-replica reductions inside the block.
+    """Disables the collectives of this module inside the ``with`` block: each replica reduces alone.
 
     Evaluation needs this: each replica processes its own batches, and replicas may process different numbers of
-    batches.
+    batches. The setting belongs to the current thread, so use it inside the function that each replica runs.
 
     Yields:
         None.

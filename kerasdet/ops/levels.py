@@ -39,7 +39,7 @@ def level_numbers(pyramid: Mapping[str, tf.Tensor], op: str) -> list[int]:
         The numbers in ascending order.
 
     Raises:
-        ValueError: If the levels have a gap.
+        ValueError: If the levels have a gap, or a name is not a letter and a number.
     """
     levels = sorted(int(name[1:]) for name in pyramid)
     if levels != list(range(levels[0], levels[-1] + 1)):

@@ -37,9 +37,9 @@ def shortest_edge_size(
         longest: Largest length of the longer edge in pixels, an integer.
         rounding: "detectron2" scales the shorter edge, then shrinks both edges if the longer one exceeds its limit, and
             rounds to the nearest pixel (`ResizeShortestEdge`). "torchvision" (`GeneralizedRCNNTransform`) and
-            "mmdetection" (`mmcv.imrescale`) scale once, by the smaller of the two factors; the first rounds down, the
-            second to the nearest pixel. "square" stretches every image to a square of side `shortest`, or `longest` if
-            that is smaller (SSD).
+            "mmdetection" (`mmcv.imrescale`) scale both edges once, by the smaller of `shortest` / shorter edge and
+            `longest` / longer edge; "torchvision" rounds down, "mmdetection" to the nearest pixel. "square" stretches
+            every image to a square of side `shortest`, or `longest` if that is smaller (SSD).
 
     Returns:
         The new height and width in pixels, two scalar int32 tensors.

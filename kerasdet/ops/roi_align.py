@@ -105,15 +105,16 @@ def multilevel_roi_align(
             feature map, rounded up.
         aligned: Whether the centre of the first pixel is at coordinate 0.5 (detectron2, mmdetection). If False it is at
             0, and regions are at least one cell high and wide (torchvision).
-        canonical_size: Side in pixels of a square box that is pooled from `canonical_level`.
-        canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4".
+        canonical_size: Side in pixels of the smallest square box that is pooled from `canonical_level`.
+        canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4". Boxes of twice the side use the
+            next level; boxes for a level that the pyramid lacks use its first or last level.
         level_epsilon: Constant added to the level before it is rounded down; torchvision adds 1e-6.
 
     Returns:
         The pooled features, (B, P, h, w, C) of the dtype of the pyramid, computed in float32.
 
     Raises:
-        ValueError: If the levels have a gap.
+        ValueError: If the levels have a gap, or a name is not a letter and a number.
     """
     boxes = tf.convert_to_tensor(boxes)
     levels = level_numbers(pyramid, "multilevel_roi_align")

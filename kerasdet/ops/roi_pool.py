@@ -99,15 +99,16 @@ def multilevel_roi_pool(
         pyramid: Features (B, H, W, C) by level name, "p2", "p3" ... without a gap. Level l has a stride of 2**l pixels.
         boxes: (B, P, 4) yxyx in pixels of the image.
         output_size: Number of bins as (h, w), or an int if both are equal.
-        canonical_size: Side in pixels of a square box that is pooled from `canonical_level`.
-        canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4".
+        canonical_size: Side in pixels of the smallest square box that is pooled from `canonical_level`.
+        canonical_level: Number of the level for boxes of `canonical_size`: 4 is "p4". Boxes of twice the side use the
+            next level; boxes for a level that the pyramid lacks use its first or last level.
         level_epsilon: Constant added to the level before it is rounded down; torchvision adds 1e-6.
 
     Returns:
         The pooled features, (B, P, h, w, C) of the dtype of the pyramid.
 
     Raises:
-        ValueError: If the levels have a gap.
+        ValueError: If the levels have a gap, or a name is not a letter and a number.
     """
     numbers = level_numbers(pyramid, "multilevel_roi_pool")
     own = assign_levels(

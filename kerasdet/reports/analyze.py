@@ -64,8 +64,8 @@ def analyze_run(
         out: Path of the HTML file.
         against: Detections of another run on the same images, for a comparison. None: no comparison.
         open_picture: Function that takes an image id and returns the image (H, W, 3) uint8 RGB, or None if the file is
-            missing.
-        names: Maps image ids to file names.
+            missing. By default the page has no images.
+        names: Maps image ids to file names. Images without a name are called by their ids.
         source: Origin of the data, for the line below the title.
 
     Returns:

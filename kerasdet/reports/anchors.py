@@ -46,8 +46,8 @@ class Matches:
     """Holds the numbers of anchors that are matched to N objects.
 
     Args:
-        by_merit: (N,) int64, number of positive anchors of the object whose IoU with it is at least the foreground IoU.
-            For FCOS, the number of all points of the object.
+        by_merit: (N,) int64, number of the object's positive anchors that have at least the foreground IoU with the
+            object. For FCOS, the number of all points of the object.
         total: (N,) int64, number of all positive anchors of the object.
         levels: (N, L) int64, number of positive anchors of the object on each level.
         images: Number of images that were matched.

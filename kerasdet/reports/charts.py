@@ -135,7 +135,8 @@ def histogram(
     """Draws a histogram.
 
     Args:
-        rows: (low, high, count, label) of each bin; low and high are its edges, the label is its tooltip.
+        rows: (low, high, count, label) of each bin in ascending order; low and high are its edges, the label is its
+            tooltip.
         x_axis: Title of the horizontal axis.
         description: A sentence that says what the chart shows, for screen readers.
         markers: Positions of vertical lines and their labels.
@@ -173,7 +174,8 @@ def stacked(
     """Draws a stacked histogram, whose horizontal axis shows powers of 2.
 
     Args:
-        rows: (low, high, part, count, label) of each part of a bin; low and high are exponents of 2.
+        rows: (low, high, part, count, label) of each part of each bin, bins in ascending order; low and high are the
+            edges of the bin, exponents of 2; the label is the tooltip of the part.
         order: Names of the parts, from the bottom up.
         x_axis: Title of the horizontal axis.
         colours: CSS colour of each part.

@@ -84,7 +84,9 @@ def overview(data: Splits) -> tuple[Section, list[Finding]]:
                     "advice",
                     f"{share(empty, len(dataset))} of the images of {split} have no object.",
                     "Check that their annotations are not missing. Images of pure background are fine, but they cost "
-                    "as much time as others; `keep_images_without_objects=False` leaves them out.",
+                    "as much time as others. To leave them out of a training with `--data`, add "
+                    "`--set train/open_dataset.keep_images_without_objects=False` (Python: "
+                    "`keep_images_without_objects=False`).",
                     "splits",
                 )
             )
@@ -180,7 +182,7 @@ def _class_findings(data, totals, model):
             Finding(
                 "advice",
                 f"The most frequent class has {present.max() / present.min():.0f} times the objects of the rarest.",
-                "Look at AP per class after training, and label more of the rare ones.",
+                "Look at AP per class after training, and label more objects of rare classes.",
                 "classes",
             )
         )
@@ -190,7 +192,7 @@ def _class_findings(data, totals, model):
             Finding(
                 "problem",
                 f"The recipe is for {count(expected, 'class', 'classes')}, but the data have {len(data.class_names)}.",
-                f"Set `NUM_CLASSES={len(data.class_names)}`.",
+                f"Set `NUM_CLASSES={len(data.class_names)}` (Python: `num_classes={len(data.class_names)}`).",
                 "classes",
             )
         )

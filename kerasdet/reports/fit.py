@@ -123,7 +123,8 @@ def _anchors(data, assigner, model, objects, sample, matches, where):
             Finding(
                 "problem",
                 f"{share(none, len(sample))} of the objects get no anchor, so the model never learns from them.",
-                "Objects that lie close together compete for anchors: use larger images, or more anchors per cell.",
+                "Objects that lie close together compete for anchors: use larger images (`SHORTEST_EDGE`), or more "
+                "anchors per cell (`AnchorGenerator.aspect_ratios`).",
                 "anchors",
             )
         )
@@ -201,7 +202,8 @@ def _points(data, assigner, model, sample, matches, where):
             Finding(
                 "problem",
                 unlearned,
-                "They are smaller than a cell of the finest level, or hidden by smaller objects: use larger images.",
+                "These objects are smaller than a cell of the finest level, or hidden by smaller objects: use larger "
+                "images (`SHORTEST_EDGE`).",
                 "anchors",
             )
         )

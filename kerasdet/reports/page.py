@@ -32,16 +32,18 @@ class Html(str):
 
 
 def check_suffix(path: str | os.PathLike) -> None:
-    """Checks that the path of a new page does not have the suffix of another kind of file.
+    """Checks that the path of a new page ends in .html or .htm, or has no suffix.
 
     Args:
         path: Path of the page.
 
     Raises:
-        UserError: If the path has another suffix than .html or .htm.
+        UserError: If the path has another suffix.
     """
     if Path(path).suffix.lower() not in ("", ".html", ".htm"):
-        raise UserError(f"--out {path} is not the name of an HTML page: expected a name that ends in .html. Change it.")
+        raise UserError(
+            f"--out {path} is not the name of an HTML page: expected a name that ends in .html. Change --out."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,12 +32,12 @@ class RunCallbacks:
     """Calls Keras callbacks at the steps, epochs and evaluations of a run.
 
     An epoch ends after each evaluation and after the last step. In a run without validation it ends after each
-    checkpoint. With several workers, only the first worker calls the callbacks. If a callback stops the training, all
-    workers stop at the end of the epoch.
+    checkpoint. If a callback sets `stop_training`, the run ends after that step. With several workers, only the first
+    worker calls the callbacks, and all workers stop at the end of the epoch.
 
     Args:
-        callbacks: Keras callbacks. Their `params` contain ``out_dir``, ``steps``, ``epochs``, ``batch_size`` and
-            ``model``, the name of the model's class.
+        callbacks: Keras callbacks. Their `params` contain ``out_dir``, ``steps``, ``epochs``, ``batch_size``,
+            ``model``, the name of the model's class, and ``verbose``, which is 0.
         model: Detector in training.
         out_dir: Folder of the run.
         steps: Number of steps of the whole run.
@@ -113,7 +113,7 @@ class RunCallbacks:
         self._call("on_test_end", dict(values))
 
     def epoch_end(self, step: int, logs: Mapping[str, Any], is_last: bool) -> None:
-        """Calls `on_epoch_end`, then `on_epoch_begin` for the next epoch.
+        """Calls `on_epoch_end` and, unless the run ends, `on_epoch_begin` for the next epoch.
 
         If a callback stops the training in the first worker, all other workers stop as well.
 

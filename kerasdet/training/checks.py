@@ -131,7 +131,7 @@ def check_classes(model: keras.Model, data: Any) -> None:
 
 
 def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> None:
-    """Warns if detection resizes images to a size outside the range of training, or only one keeps the aspect ratio.
+    """Warns if training and detection resize images differently: to other sizes, or only one to a square.
 
     Args:
         model: Detector.
@@ -146,8 +146,8 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
         if not low <= rule.shortest <= high:
             log.warning(
                 "Training resizes the shorter side of images to %s pixels, but detection resizes it to %d: set "
-                "ResizeShortestEdge.shortest and ResizeShortestEdge.longest, or SHORTEST_EDGE and LONGEST_EDGE, to "
-                "similar sizes.",
+                "ResizeShortestEdge.shortest (training) and Preprocessing.shortest (detection; gin: SHORTEST_EDGE) to "
+                "similar lengths.",
                 f"{low} to {high}" if low < high else low,
                 rule.shortest,
             )
@@ -159,13 +159,15 @@ def warn_of_other_sizes(model: keras.Model, transforms: Sequence[Callable]) -> N
         ]
         if kinds[0] != kinds[1]:
             log.warning(
-                "Training %s, but detection %s: give ResizeShortestEdge.rounding the value of Preprocessing.rounding.",
+                "Training %s, but detection %s: set ResizeShortestEdge.rounding to %r, the value of "
+                "Preprocessing.rounding.",
                 *kinds,
+                getattr(rule, "rounding", None),
             )
 
 
 def warn_of_units(model: keras.Model) -> None:
-    """Warns if `mean` and `std` of the model's preprocessing seem to be for pixels in 0..1: pixels are in 0..255.
+    """Warns if `mean` and `std` of the model's preprocessing seem to be for pixels in 0..1, not in 0..255.
 
     Args:
         model: Detector.
@@ -310,7 +312,8 @@ def match_validation(model: keras.Model, data: Any, validation: Validation | Non
         The `Validation` with reordered classes, or None if `validation` is None.
 
     Raises:
-        UserError: If the validation data have objects of classes that the training data lack.
+        UserError: If the classes cannot be matched by name, for example because the validation data have objects of a
+            class that the training data lack.
     """
     if validation is None or model.num_classes is None:
         return validation
@@ -382,7 +385,7 @@ def check_division(batch_size: int, strategy: tf.distribute.Strategy, step_optio
         )
     if step_options.jit_compile and replicas > 1:
         raise UserError(
-            f"StepOptions.jit_compile works on one replica only, but there are {replicas}: set jit_compile=False."
+            f"StepOptions.jit_compile works on one replica only, but there are {replicas}: set it to False."
         )
 
 

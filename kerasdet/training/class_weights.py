@@ -18,8 +18,8 @@ class ClassWeights:
 
     Args:
         class_names: Names of the K classes, in the order of the class ids.
-        values: Maps the index of a variable in the model's variables to its value, an array whose last axis is the
-            class axis.
+        values: Maps the index of a variable in `model.variables` to its value. The last axis of this array contains
+            the classes, times the anchors of a cell or the four values of a box.
         origin: Name of the model for log messages.
     """
 
@@ -48,8 +48,8 @@ def keep_shared_classes(model: keras.Model, class_names: Sequence[str], old: Cla
     """Copies the weights of classes that the old model also has, matched by name, and logs the names.
 
     Other classes keep the current weights of the model: random weights, or the weights of another class if the number
-    of classes did not change. In models with background, the weights of the background are copied as well. If both
-    models have the same classes in the same order, nothing is copied.
+    of classes did not change. If a class is shared and the model has a background, the weights of the background are
+    copied as well. If both models have the same classes in the same order, nothing is copied or logged.
 
     Args:
         model: Detector with K classes and the architecture of the old model.

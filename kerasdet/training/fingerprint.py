@@ -6,10 +6,11 @@ from typing import Any
 
 
 def fingerprint(data: Any) -> str:
-    """Identifies a dataset by its class names and, in order, the ids and file names of its images and their objects.
+    """Identifies a dataset by its class names and, in order, the ids, file names and objects of its images.
 
-    Equal datasets in different folders have equal fingerprints. Image ids alone would not suffice, because most files
-    count them from 1. Pixels, masks and keypoints are not compared.
+    An object counts with its box, class, crowd flag and extra values; pixels, masks and keypoints do not count. Equal
+    datasets in different folders have equal fingerprints. Image ids alone would not suffice, because most files count
+    them from 1.
 
     Args:
         data: Dataset.

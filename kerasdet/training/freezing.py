@@ -29,7 +29,7 @@ def freeze_layers(model: keras.Model, patterns: Sequence[str]) -> None:
         freeze(layer)
     if not model.trainable_variables:
         raise UserError(
-            f"freeze={list(patterns)} leaves no layer of {type(model).__name__} to train: remove a pattern."
+            f"train.freeze={list(patterns)} leaves no layer of {type(model).__name__} to train: remove a pattern."
         )
 
 
@@ -54,10 +54,10 @@ def check_frozen_layers(model: keras.Model, patterns: Sequence[str]) -> None:
             raise UserError(
                 f"{len(random)} frozen layers of {type(model).__name__}.{name} have random weights "
                 f"({random[0]}{', ...' if len(random) > 1 else ''}) and would keep them, so the other layers would "
-                "learn from noise. Load pretrained weights (gin: pretrained or backbone_weights; Python: "
-                "kerasdet.load), "
-                f"build a ResNet with norm='bn' and freeze_at=0, or pass freeze=['{name}'] if these layers should stay "
-                "random."
+                "learn from noise. Load pretrained weights (gin: train.model = @pretrained() or @backbone_weights(); "
+                "Python: kerasdet.loading.pretrained or backbone_weights), "
+                f"build a ResNet with norm='bn' and freeze_at=0, or set train.freeze=['{name}'] (Python: freeze=) if "
+                "these layers should stay random."
             )
 
 
@@ -75,9 +75,9 @@ def _parts(model):
 
 
 def _matches(model, patterns):
-    """Returns the layers that match a pattern; layers inside a matching layer may be listed, too."""
+    """Returns the layers that match any of the patterns; layers inside a matching layer may be listed, too."""
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise UserError(f"freeze is {patterns!r}: give a list of names, such as ['backbone'].")
+        raise UserError(f"train.freeze is {patterns!r}: give a list of names, such as ['backbone'].")
     return [layer for pattern in patterns for layer in _matches_one(model, pattern)]
 
 
@@ -86,7 +86,8 @@ def _matches_one(model, pattern):
     parts = _parts(model)
     if name not in parts:
         raise UserError(
-            f"freeze names {name!r}, but {type(model).__name__} has no such part: choose one of {', '.join(parts)}."
+            f"train.freeze names {name!r}, but {type(model).__name__} has no such part: choose one of "
+            f"{', '.join(parts)}."
         )
     if not path:
         return [parts[name]]
@@ -94,6 +95,7 @@ def _matches_one(model, pattern):
     found = [layer for layer in inner if layer.path and fnmatch.fnmatchcase(f"/{layer.path}", f"*/{path}")]
     if not found:
         raise UserError(
-            f"freeze has {pattern!r}, which matches no layer of {name}: call model.{name}.summary() to see the names."
+            f"train.freeze has {pattern!r}, which matches no layer of {name}: call model.{name}.summary() to see the "
+            "names."
         )
     return found

@@ -17,7 +17,7 @@ COMPARISON = "comparison.png"  # picture that a run writes: ground truth beside 
 
 
 class RunLogger(keras.callbacks.Callback):
-    """Base class of loggers, which send metrics, pictures and files of a training run to a tracking service.
+    """Sends metrics, pictures and files of a training run to a tracking service; the base class of loggers.
 
     This class decides when to log; a subclass defines `start`, `log`, `log_picture`, `log_file` and `finish`. At the
     end of each epoch it logs losses and metrics and, after an evaluation, the picture of ground truth and detections.

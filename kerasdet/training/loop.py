@@ -85,15 +85,16 @@ class TrainingLoop(keras.callbacks.Callback):
         self.can_stop_now = False  # True while the checkpoint of the current step is already on the disk
 
     def fit(self, batches: Callable[..., tf.data.Dataset]) -> None:
-        """Runs the remaining steps.
+        """Runs the remaining steps; before them, the evaluation that an interrupted process did not complete, if any.
 
         Args:
-            batches: Function that takes a worker's ``input_context`` and returns a `tf.data.Dataset` of the batches
-                that remain.
+            batches: Function that returns a `tf.data.Dataset` of the batches that remain. With several replicas it is
+                called with the worker's `tf.distribute.InputContext`, otherwise without arguments.
 
         Raises:
             SystemExit: With code 143 after SIGTERM.
             FloatingPointError: If the loss is not finite.
+            UserError: If the evaluation has no metric with the name `Validation.monitor`.
             RuntimeError: If another worker has ended.
         """
         self.detector.stop_training = False
@@ -176,7 +177,7 @@ class TrainingLoop(keras.callbacks.Callback):
                 self._save(step)  # the run ends here: the returned weights are those of the last checkpoint
 
     def _should_stop(self, step):
-        """Returns whether any worker received SIGTERM; the result is the same on all workers."""
+        """Returns, equally on all workers, whether any received SIGTERM; several workers ask only every 5th step."""
         strategy = self.detector.distribute_strategy
         is_due = step % STOP_CHECK_INTERVAL == 0 or worker_rank(strategy)[1] == 1
         return is_due and any(all_gather_object(strategy, self.stop_requested))

@@ -117,7 +117,7 @@ class ThroughputLogger:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Excludes the time in the ``with`` block, such as of saving and evaluation, from the measured throughput.
+        """Excludes the time of the ``with`` block, such as saving or evaluation, from the measured throughput.
 
         Yields:
             None.

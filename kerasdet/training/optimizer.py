@@ -102,7 +102,7 @@ class SGD(keras.optimizers.SGD):
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
-    """Implements AdamW with mmdetection's exceptions from weight decay, and a warmup for averaged weights.
+    """Implements AdamW with two options of mmdetection: no decay of norms and biases, and a warmup of averaged weights.
 
     Args:
         learning_rate: A float or a `keras.optimizers.schedules.LearningRateSchedule`.
@@ -110,7 +110,8 @@ class AdamW(WarmedUpAverages, keras.optimizers.AdamW):
         beta_1: Decay factor of the running mean of gradients, in [0, 1).
         beta_2: Decay factor of the running mean of squared gradients, in [0, 1).
         epsilon: Constant added to the root of the mean of squared gradients.
-        decay_norms_and_biases: Whether scales and offsets of norms, and all biases, decay like other weights.
+        decay_norms_and_biases: Whether scales and offsets of norms, and all biases, decay like other weights. False in
+            mmdetection's RTMDet.
         ema_warmup: With `use_ema`: time constant, in steps, of the warmup in which the averages follow the weights
             closely (mmengine's ``gamma``). 0: no warmup.
         **kwargs: Remaining arguments of `keras.optimizers.AdamW`: clipnorm, global_clipnorm, use_ema, ema_momentum, ...

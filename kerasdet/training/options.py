@@ -16,8 +16,8 @@ class Validation:
     Args:
         data: Dataset to evaluate on.
         evaluate: Function ``evaluate(model, data)`` that returns an object with ``summary``, a dict of metrics by name.
-            `kerasdet.evaluate` measures COCO AP. The losses on `data` are measured as well, if `data` was read with all
-            ground truth that they need, such as masks.
+            `kerasdet.evaluate` measures COCO AP. The run also measures the losses on `data`, such as ``val_loss``, if
+            `data` was read with all ground truth that they need, such as masks.
         every: Number of epochs (see `Checkpointing`) between two evaluations. A run always evaluates after its last
             step.
         monitor: Name of the metric that selects the best model, such as "AP50", "segm/AP" or "val_loss". Lower is
@@ -69,10 +69,10 @@ class StepOptions:
     """Configures the training step: padding, micro-batches and compilation.
 
     Args:
-        pad_to: Height and width in pixels to which every batch is padded. None: each batch is padded to its largest
-            image.
-        max_boxes: Number of objects to which every image is padded. None: images are padded to the largest number of
-            objects in their batch.
+        pad_to: Height and width in pixels to which every batch is padded. An image that is larger after the transforms
+            raises an error. None: each batch is padded to its largest height and width, rounded up to multiples of 32.
+        max_boxes: Number of objects to which every image is padded. An image with more objects raises an error. None:
+            images are padded to the largest number of objects in their batch.
         micro_batches: Number of parts (micro-batches) into which a replica splits its images. The parts run one after
             the other, which saves memory, and the step applies the mean of the gradients of all parts. The losses of
             each part are normalised by the positives in the part, so results differ slightly from those of one large

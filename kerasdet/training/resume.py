@@ -40,7 +40,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def save(
     model: keras.Model, folder: Path, max_to_keep: int, *, step: int, images: int, settings: Mapping | None = None
 ) -> None:
-    """Writes a checkpoint such as ``step_00000500.keras``, then deletes the oldest ones.
+    """Writes a checkpoint such as ``step_00000500.keras``, then deletes all but the latest `max_to_keep` checkpoints.
 
     The file holds model, optimizer, averaged weights, step, number of images seen and the states of random generators.
     All other randomness depends only on the run's seed, the step and the number of images seen.
@@ -182,7 +182,7 @@ def _check_class_names(path, model, elsewhere):
     if not old or not new or old == new:
         return
     is_reordered = sorted(old) == sorted(new)
-    remedy = f"Set CLASSES to {tuple(old)}" if is_reordered else "Resume with the data of the run"
+    remedy = f"Set CLASSES (Python: classes=) to {tuple(old)}" if is_reordered else "Resume with the data of the run"
     raise UserError(
         f"{path} was trained on the classes {', '.join(old)}{' in this order' if is_reordered else ''}, and the data "
         f"now have {', '.join(new)}: expected the same {'order' if is_reordered else 'classes'}. {remedy}, or "

@@ -96,10 +96,10 @@ class WarmupMultiStep(keras.optimizers.schedules.LearningRateSchedule):
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Decays along half a cosine over the whole training, times a warmup factor (detectron2's WarmupCosineLR).
 
-    The cosine starts at step 0, not at the end of the warmup, so the highest rate is slightly below `base_lr`.
+    The cosine starts at step 0, not at the end of the warmup. With a warmup, the highest rate is thus below `base_lr`.
 
     Args:
-        base_lr: Learning rate at the top of the cosine.
+        base_lr: Learning rate at the top of the cosine, which is step 0.
         total_steps: Step at which the rate reaches `final_lr`; the rate is constant afterwards.
         warmup_steps: Number of steps until the warmup is complete. 0: no warmup.
         warmup_factor: Warmup factor at step 0, in [0, 1].

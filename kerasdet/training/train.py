@@ -100,7 +100,8 @@ def train(
             saved.
 
     Returns:
-        The trained model.
+        `model` with the weights after the last step (with `use_ema`, their averages). ``best.keras`` may hold the
+        weights of an earlier step.
 
     Raises:
         UserError: If an argument is of the wrong type, model and data do not fit, an option is invalid, frozen layers
@@ -251,5 +252,5 @@ def _is_finished(out_dir, completed_steps, steps, validator, changes):
             f"The run in {out_dir} is finished: {reason}. The new settings of this command have no effect on it "
             f"({changes}): choose another OUT_DIR (Python: out_dir=), or {remedy} to continue with the new settings."
         )
-    log.info("The run in %s is finished: %s. To train on, %s.", out_dir, reason, remedy)
+    log.info("The run in %s is finished: %s. To continue it, %s.", out_dir, reason, remedy)
     return True

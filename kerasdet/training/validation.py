@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Validator:
-    """Evaluates a model in training, with its averaged weights if the optimizer keeps any.
+    """Evaluates a model in training, with its averaged weights if the optimizer keeps averages.
 
     Args:
         model: Detector in training.
@@ -48,7 +48,9 @@ class Validator:
         self.monitor = validation.monitor or next(iter([*self._names(), *logged]), None)
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Evaluates the model after a step, and stops training if `patience` is exhausted.
+        """Evaluates the model, logs the metrics and a picture, and saves the model if it is the best so far.
+
+        If none of the last `patience` evaluations was an improvement, training stops.
 
         Args:
             step: Number of completed steps.

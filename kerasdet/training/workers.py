@@ -22,9 +22,10 @@ GRACE_SECONDS = 120  # time for the other workers to save after a signal ended t
 def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
     """Runs a command in several processes that train together as workers, until all have ended.
 
-    If a worker is killed, the others cannot continue. All workers are then restarted, up to `MAX_RESTARTS` times, and
-    resume from the last checkpoint. SIGTERM, SIGINT and SIGHUP are passed on to the workers, which have `GRACE_SECONDS`
-    to save a checkpoint. The workers run in their own sessions, so that Ctrl-C in a terminal reaches them only once.
+    If a worker is killed, the others cannot continue. All workers are then restarted, up to 3 times, and resume from
+    the last checkpoint. SIGTERM, SIGINT and SIGHUP are passed on to the workers. When the first worker has ended, the
+    others have 120 seconds to save a checkpoint. The workers run in their own sessions, so that Ctrl-C in a terminal
+    reaches them only once.
 
     Args:
         command: Command of a worker, such as ``["kerasdet", "train", "recipe.gin"]``.
@@ -41,7 +42,7 @@ def run_workers(command: Sequence[str], count: int, num_gpus: int = 0) -> int:
     if 0 < num_gpus < count:
         raise UserError(
             f"There are {count} workers, but only {num_gpus} GPUs: expected at most one worker per GPU. "
-            f"Pass --workers {num_gpus} or fewer."
+            f"Pass --workers {num_gpus} (Python: count=) or fewer."
         )
     for restarts in range(MAX_RESTARTS + 1):
         if restarts:
@@ -62,7 +63,7 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
     Args:
         count: Number of workers.
-        num_gpus: Number of GPUs to divide among the workers; 0: no GPUs are assigned.
+        num_gpus: Number of GPUs to divide among the workers. 0: CUDA_VISIBLE_DEVICES is not changed.
 
     Returns:
         One dict of environment variables per worker.
@@ -82,7 +83,7 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
 
 def _wait(workers, received):
-    """Waits for all workers; returns the sorted exit codes of failed workers, without those that it kills itself."""
+    """Waits for all workers; returns the sorted exit codes of the workers that failed before this function ends any."""
     passed_on, deadline = 0, math.inf
     while True:
         for number in received[passed_on:]:

@@ -38,6 +38,11 @@ def test_check_exits_with_2_if_there_are_errors(yolo, capsys):
     assert "has 1 error" in captured.err
 
 
+def test_check_prints_the_format_once(yolo, capsys, caplog):
+    assert kerasdet("data", "check", yolo) == 0
+    assert (capsys.readouterr().out + caplog.text).count("YOLO with the splits") == 1
+
+
 def test_convert_and_split(yolo, tmp_path, capsys):
     assert kerasdet("data", "convert", yolo, tmp_path / "coco", "--to", "coco", "--classes", "fox,cat") == 0
     assert "train: 3 images, 6 boxes" in capsys.readouterr().out

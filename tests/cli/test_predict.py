@@ -1,6 +1,7 @@
 """`kerasdet predict` on videos and tiles, and what it writes: JSON, drawings, crops, COCO files."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +56,23 @@ class WithAges:
     def detect(self, image):
         extras = {"age": np.float32([31.52]), "colour": np.float32([[1, 0, 0]])}
         return Detections(np.float32([[0, 0, 8, 8]]), [0.9], [0], (16, 16), self.class_names, extras=extras)
+
+
+@pytest.mark.parametrize(
+    ("scores", "line"),
+    [([0.9], "1 objects"), ([0.2, 0.1], "0 objects; the best score, 0.200, is not above --score-threshold 0.3")],
+)
+def test_best_score_is_printed_if_no_object_is_above_the_threshold(folder, capsys, scores, line):
+    count = len(scores)
+    found = Detections(np.ones((count, 4)), scores, [0] * count, (16, 16), ("disk",))
+    predict(SimpleNamespace(detect=lambda image: found), [str(folder / "large.png")], score_threshold=0.3)
+    assert capsys.readouterr().out.splitlines()[0] == f"{folder / 'large.png'}: {line}"
+
+
+def test_own_threshold_is_printed_if_the_model_finds_nothing(folder, model, capsys, monkeypatch):
+    monkeypatch.setattr(model, "detect", lambda image: Detections([], [], [], (16, 16), ("disk",)))
+    predict(model, [str(folder / "large.png")], score_threshold=0.3)
+    assert capsys.readouterr().out.endswith(": 0 objects; the model itself drops scores of 0.02 or less\n")
 
 
 def test_numbers_of_branches_are_printed(folder, capsys):

@@ -119,10 +119,12 @@ def test_measurements_become_tables(tmp_path, monkeypatch):
         '{"cpu": "EPYC", "rows": [{"op": "nms", "peak_ms": 1.23456}, {"op": "roi_align"}]}'
     )
     title, origin, facts, table = measurements.benchmarks().split("\n\n")
-    assert title == "### Ops epyc"
-    assert "`python benchmarks/ops.py --json ops_epyc.json`" in origin
+    assert title == "### Operations on CPUs (EPYC)"
+    assert "`python benchmarks/ops.py --peer-python PYTHON_WITH_TORCHVISION --json ops_epyc.json`" in origin
     assert facts == "- cpu: `EPYC`"
     assert table == "| op | peak ms |\n|---|---|\n| nms | 1.235 |\n| roi_align |  |"
+    (tmp_path / "ops_epyc.json").write_text('{"command": "python benchmarks/ops.py --rounds 9"}')
+    assert "(`python benchmarks/ops.py --rounds 9 --json ops_epyc.json`;" in measurements.benchmarks()
     (tmp_path / "opsx.json").write_text("[]")
     with pytest.raises(ValueError, match=r"opsx\.json has the name of no script"):
         measurements.benchmarks()

@@ -1,5 +1,6 @@
 """Tests the whole export: options, comparison, AP, and the files after a failure."""
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -58,12 +59,20 @@ def make_toy(change=lambda detections: detections, precisions=("float32", "int8"
     )
 
 
+@contextlib.contextmanager
+def new_version(folder):
+    """Adds version 1 to a folder, for a server of toys."""
+    (folder / "partial").mkdir(parents=True)
+    yield folder / "partial" / "x.toy", folder / "1.toy"
+    (folder / "partial" / "x.toy").rename(folder / "1.toy")
+
+
 @pytest.fixture
 def toy(monkeypatch):
     """Returns a function that adds a toy format: the modules of its folder, and its name in the list of formats."""
 
     def add(*arguments):
-        toy = make_toy(*arguments)
+        toy = dataclasses.replace(make_toy(*arguments), new_version=new_version)
         monkeypatch.setitem(sys.modules, "kerasdet.export.toy.spec", SimpleNamespace(SPEC=toy.spec))
         monkeypatch.setitem(sys.modules, "kerasdet.export.toy.format", SimpleNamespace(FORMAT=toy))
         monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, "toy"))
@@ -164,6 +173,15 @@ def test_differing_export_raises_and_is_removed(toy, models, tmp_path, precision
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_messages_about_a_served_version_name_its_final_path(toy, models, tmp_path, caplog):
+    toy(shifted)
+    folder = tmp_path / "served.toy"
+    version = folder / "1.toy"
+    with caplog.at_level("INFO"), pytest.raises(VerificationError, match=f"^{version} differs from the model in box"):
+        export_and_verify(models("tiny"), folder, format="toy", serving=True, verify_images=tiny.images())
+    assert f"Writing {version} ..." in caplog.messages
+
+
 def test_failed_export_keeps_existing_files(models, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists and is not empty"):
@@ -237,7 +255,7 @@ def test_8_bit_report_states_that_ap_was_not_measured(toy, models, tmp_path):
     toy()
     options = {"format": "toy", "verify_images": tiny.images()}
     _, report = export_and_verify(models("tiny"), tmp_path / "a.toy", precision="int8", **options)
-    assert "AP was not measured: pass --eval ANNOTATIONS" in report
+    assert "AP was not measured: pass --data DATA" in report
     _, report = export_and_verify(models("tiny"), tmp_path / "b.toy", precision="float32", **options)
     assert "AP was not measured" not in report
 

@@ -124,12 +124,12 @@ def test_problems_are_listed_by_file_and_annotation(content):
     assert any(row[0] == "annotation 1000000 of 000001.jpg" and row[1] == 'has "bbox" [5, 5, 0, 4]' for row in rows)
 
 
-def test_command_reads_splits_and_the_recipe(folder, capsys):
+def test_command_reads_splits_and_the_recipe(folder, capsys, caplog):
     pytest.importorskip("vl_convert")
     out = folder / "command.html"
     recipe = ["--config", "retinanet_r18_fpn_shapes", "--set", "BACKBONE_WIDTH=8"]
-    words = ["inspect", str(folder / "val" / "annotations.json"), *recipe]
-    assert cli.main([*words, "--out", str(out)]) == 0, capsys.readouterr().err
+    assert cli.main(["inspect", str(folder), *recipe, "--out", str(out)]) == 0, capsys.readouterr().err
+    assert [line for line in caplog.messages if ": COCO" in line] == [f"{folder}: COCO with the splits train, val"]
     printed = capsys.readouterr().out
     assert f"{out}: " in printed and "`" not in printed
     text = out.read_text(encoding="utf-8")

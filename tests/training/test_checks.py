@@ -54,7 +54,7 @@ def test_one_object_is_enough(dataset):
 def test_training_at_other_sizes_than_detection_warns(caplog, shortest, warns):
     model = SimpleNamespace(preprocessing=Preprocessing(shortest=96, longest=128))
     checks.warn_of_other_sizes(model, [ResizeShortestEdge(shortest, 128), RandomFlip()])
-    assert ("but detection resizes it to 96: set ResizeShortestEdge.shortest and " in caplog.text) == warns
+    assert ("but detection resizes it to 96: set ResizeShortestEdge.shortest (training) and " in caplog.text) == warns
 
 
 @pytest.mark.parametrize("rounding, warns", [("square", False), ("detectron2", True)])

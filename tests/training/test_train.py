@@ -169,7 +169,7 @@ def test_finished_run_returns_at_once(resumed, data, caplog):
     assert len(before) == STEPS
     for a, b in zip(tiny.weights(model), tiny.weights(finished), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert f"{out_dir} is finished: it has completed 6 steps, and STEPS is 6. To train on, raise" in caplog.text
+    assert f"{out_dir} is finished: it has completed 6 steps, and STEPS is 6. To continue it, raise" in caplog.text
 
 
 def test_finished_run_with_other_settings_raises(resumed, data, tmp_path, caplog):

@@ -94,7 +94,7 @@ class RandomAffine:
         translate: Largest shift in either direction, as a fraction of height and width.
         scale: Smallest and largest scale factor.
         shear: Largest angle of the shear along both axes, in degrees.
-        fill: Value of pixels outside the image, in 0..255.
+        fill: Value of pixels outside the image in 0..255, a number for all channels.
         probability: Probability that the image changes, in [0, 1].
         min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
         min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
@@ -164,7 +164,7 @@ def apply_affine(
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
         matrix: (2, 3), invertible. Maps (y, x, 1) to the new (y, x), in continuous pixels.
-        fill: Value of pixels outside the image, in 0..255.
+        fill: Value of pixels outside the image in 0..255, a number for all channels.
         min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
         min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
 

@@ -62,7 +62,9 @@ def check_at_least(owner: object, low: float, *names: str) -> None:
         value = getattr(owner, name)
         numbers = value if isinstance(value, Sequence) else (value,)
         if not numbers or not all(_is_number(number) and number >= low for number in numbers):
-            raise UserError(f"{type(owner).__name__} got {name}={value!r}; expected {low:g} or more. Correct {name}.")
+            raise UserError(
+                f"{type(owner).__name__} got {name}={value!r}; expected a number of {low:g} or more. Correct {name}."
+            )
 
 
 def check_counts(owner: object, *names: str) -> None:

@@ -25,7 +25,7 @@ class RandomPhotometricDistort:
         contrast: Smallest and largest factor by which all values are multiplied.
         saturation: Smallest and largest factor by which the saturation in HSV is multiplied.
         hue: Largest change of the hue in either direction, in degrees (0..360).
-        probability: Probability of each of the four changes, in [0, 1].
+        probability: Probability of each change of brightness, contrast, saturation and hue, in [0, 1].
         channel_probability: Probability that the channels are put into another order, in [0, 1].
 
     Raises:

@@ -70,8 +70,9 @@ def _same_types(result, specs):
         if before != after:
             raise UserError(
                 f"A transform that is applied with a probability or up to a step changes the type of '{name}': it is "
-                f"{before} with the transform and {after} without; expected the same type. Convert '{name}' to one "
-                "type. For a resized image, use kernel='pil' or 'opencv', which keep uint8."
+                f"{before} with the transform and {after} without; expected the same type. Return '{name}' with "
+                "the same type in both cases. If a transform resizes the image, set its kernel to 'pil' or 'opencv', "
+                "which keep uint8."
             )
     return result
 
@@ -207,7 +208,7 @@ class UntilStep:
         """Applies the transforms of the step.
 
         Args:
-            example: Tensors of one image, with its `step`, which `training_batches` adds.
+            example: Tensors of one image, see `kerasdet.data.transforms`, with `step`, which `training_batches` adds.
             seed: Seed of the transforms, (2,) int32.
 
         Returns:

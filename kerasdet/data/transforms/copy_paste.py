@@ -20,9 +20,10 @@ class CopyPaste(MixTransform):
     """Pastes objects of another image by their masks (simple copy-paste, https://arxiv.org/abs/2012.07177).
 
     The other image should be resized and cropped like the first one: pass the first image's transforms as
-    `transforms`. A random number of its objects, except crowds, is pasted at the same positions. The masks and boxes of
-    covered objects lose the covered part, and their covered keypoints become hidden. The default values are those of
-    mmdetection's `CopyPaste`.
+    `transforms`. The other image is then cropped or padded at the bottom right to the size of the first image, and a
+    random number of its objects, except crowds, is pasted at the same positions. The masks and boxes of covered objects
+    lose the covered part, and their covered keypoints become hidden. The default values are those of mmdetection's
+    `CopyPaste`.
 
     Args:
         max_objects: Largest number of objects that are pasted.

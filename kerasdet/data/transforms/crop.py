@@ -29,7 +29,7 @@ class ScaleJitter:
 
     The image is resized to fit into `size`, and then by a random factor. If it exceeds `size`, a random crop of that
     size is taken (detectron2's `ResizeScale` and `FixedSizeCrop`). A smaller image keeps its size and is padded in the
-    batch as usual; detectron2 pads it to `size` with gray. Only the pixels inside the crop are computed.
+    batch as usual; detectron2 pads it to `size` with gray.
 
     Args:
         size: Height and width of the crop in pixels.
@@ -86,7 +86,8 @@ class RandomIoUCrop:
     """Crops so that at least one object overlaps the crop by a minimum IoU (SSD, https://arxiv.org/abs/1512.02325).
 
     It follows torchvision's `RandomIoUCrop`: a minimum IoU between crop and objects is drawn, then crops are drawn
-    until one has at least this IoU with some object. Objects whose centre is outside the crop are dropped.
+    until one has at least this IoU with some object whose centre is inside. Objects whose centre is outside the crop
+    are dropped. If ten minimum IoUs yield no crop, or the image has no objects, the image stays whole.
 
     Args:
         scale: Smallest and largest length of the crop's sides, as a fraction of the image's sides.

@@ -15,9 +15,10 @@ _TRIES = 10  # torchvision's number of trials: a rectangle that does not fit int
 
 @dataclasses.dataclass(frozen=True)
 class RandomErasing:
-    """Overwrites a rectangle of the image (https://arxiv.org/abs/1708.04896); the default values are torchvision's.
+    """Overwrites a rectangle of the image (https://arxiv.org/abs/1708.04896), like torchvision's `RandomErasing`.
 
-    The annotations do not change: the rectangle occludes objects.
+    The annotations do not change: the rectangle occludes objects. The default values are torchvision's, except that
+    torchvision fills with 0. If ten random rectangles do not fit into the image, nothing is erased.
 
     Args:
         probability: Probability that a rectangle is erased, in [0, 1].

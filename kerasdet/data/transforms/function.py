@@ -21,14 +21,17 @@ class NumpyTransform:
 
     The function runs in Python and holds the interpreter lock (GIL), so it is slower than the other transforms. The
     function gets a dict of arrays and an integer seed, and returns a dict with the arrays that it changes: `image` (H,
-    W, 3) uint8, `boxes` (M, 4) float32 yxyx in pixels, `class_ids` (M,) int32, `is_crowd` (M,) bool, and if the dataset
-    has them, `masks` (M, H, W) bool, in the size of the image, and `keypoints` (M, J, 3) float32 as (y, x, visibility).
-    To drop an object, the function removes its row from all arrays. Numbers of `extra_annotation_keys` are the columns
-    of `extra_values` (M, V). Boxes are clipped to the image afterwards; boxes without area are dropped.
+    W, 3) RGB in 0..255, uint8 (float32 after a resize with the kernel "bilinear"), `boxes` (M, 4) float32 yxyx in
+    pixels, `class_ids` (M,) int32 and `is_crowd` (M,) bool. If the dataset was read with masks, keypoints or
+    `extra_annotation_keys`, the dict also has `masks` (M, H, W) bool, in the size of the image, `keypoints` (M, J, 3)
+    float32 as (y, x, visibility), or `extra_values` (M, V) float32, V numbers for each object. To drop an object, the
+    function removes its row from all arrays. Boxes are clipped to the image afterwards; objects whose box has no area
+    are dropped.
 
     Args:
         function: Function ``(arrays, seed) -> arrays``. All randomness must come from the seed.
-        image_only: Whether the function gets only the image, and returns an image of the same size. This saves time.
+        image_only: Whether the function gets a dict with only `image`, and returns an image of the same size.
+            This saves time.
 
     Example:
         >>> import albumentations as A
@@ -55,6 +58,10 @@ class NumpyTransform:
 
         Returns:
             The example with the arrays that the function returned.
+
+        Raises:
+            tf.errors.InvalidArgumentError: If the function returns unknown names, wrong shapes, or arrays with
+                different numbers of objects.
         """
         crop_size = example["masks"].shape[-1] if "masks" in example else None
         names = [name for name in _RANKS if name in example and (name == "image" or not self.image_only)]

@@ -63,5 +63,6 @@ class MixTransform:
         name = type(self).__name__
         raise UserError(
             f"{name} was called without a source of further images, which training_batches and train provide. Pass "
-            f"{name} to one of these, or call {name}(...).bind(draw)(example, seed)."
+            f"{name} to one of these, or call {name}(...).bind(draw)(example, seed), where draw(seed) returns the "
+            "example of a random image."
         )

@@ -28,7 +28,7 @@ class MixUp(MixTransform):
         flip: Probability that the other image is flipped horizontally, in [0, 1].
         fill: Value of the canvas around the other image in 0..255: a number, or one for each channel.
         probability: Probability that the image is blended, in [0, 1].
-        kernel: Resize kernel, see `kerasdet.ops.resize.resize`.
+        kernel: Resize kernel of the other image: "pil", "opencv" or "bilinear"; see `kerasdet.ops.resize.resize`.
         min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
         min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
         transforms: Callables ``(example, seed) -> example``, applied to the other image first.

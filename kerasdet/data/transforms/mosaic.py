@@ -26,7 +26,7 @@ class Mosaic(MixTransform):
         center: Smallest and largest coordinate of the common point, as a multiple of `size`.
         fill: Value of the canvas around the images in 0..255: a number, or one for each channel.
         probability: Probability that the image becomes a mosaic, in [0, 1].
-        kernel: Resize kernel, see `kerasdet.ops.resize.resize`.
+        kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
         min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
         min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
         transforms: Callables ``(example, seed) -> example``, applied to each of the three other images.

@@ -87,7 +87,8 @@ def cut(
     """Converts the objects of an example to coordinates of a window of the image, and cuts them at its border.
 
     With masks, the new box of a cut object is the tight box of the rest of its mask. Without masks, it is the rest of
-    the box. Keypoints outside the window get visibility 0. Objects fully inside the window keep their box and mask.
+    the box. Keypoints outside the window get visibility 0. Objects fully inside the window keep their box and mask;
+    objects without area inside the window are dropped.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.

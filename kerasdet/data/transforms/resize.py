@@ -24,8 +24,8 @@ class ResizeShortestEdge:
         rounding: Rule that computes the new size: "detectron2", "torchvision" and "mmdetection" round as these
             frameworks do, and "square" stretches images to a square, see `kerasdet.ops.resize.shortest_edge_size`.
         kernel: "pil" and "opencv" give a uint8 image, "bilinear" a float32 image; see `kerasdet.ops.resize.resize`.
-        scales: Factors. One of them is drawn, and both lengths are multiplied by it. Without a seed the first factor is
-            used. With ``sampling="range"`` there must be exactly one.
+        scales: Factors, from which one is drawn. The drawn length and `longest` are multiplied by this factor and
+            rounded. Without a seed the first factor is used. With ``sampling="range"`` there must be exactly one.
 
     Raises:
         UserError: If `sampling`, `rounding` or `kernel` is unknown, a length is below 1, a factor is not positive, or a
@@ -118,13 +118,13 @@ def resize_to(example: dict[str, Any], size: tf.Tensor, kernel: str) -> dict[str
 
 
 def resize_image(image: tf.Tensor, size: tf.Tensor, kernel: str, window: tf.Tensor | None = None) -> tf.Tensor:
-    """Resizes an image, or computes only a window of the resized image.
+    """Resizes an image, and returns the resized image or a window of it.
 
     Args:
         image: (H, W, 3) uint8 or float32.
         size: New height and width in pixels, (2,) int32.
         kernel: One of `kerasdet.ops.resize.KERNELS`.
-        window: (4,) int32, yxyx in pixels of the resized image. None computes the whole image.
+        window: (4,) int32, yxyx in pixels of the resized image. None: the whole image.
 
     Returns:
         The resized image or window, (h, w, 3): uint8 for the kernels "pil" and "opencv", float32 for "bilinear".

@@ -31,7 +31,8 @@ def detect(
         timeout: Time limit of the request, in seconds.
 
     Returns:
-        The outputs, arrays by name with one row per image; see models/detector/1/assets/model_card.md.
+        The outputs, arrays by name with one row per image, such as ``detection_boxes`` (N, D, 4) for N images with at
+        most D detections each; see models/detector/1/assets/model_card.md.
     """
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model

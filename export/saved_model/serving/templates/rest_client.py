@@ -23,7 +23,8 @@ def detect(server: str, images: Sequence[bytes], model: str = "detector", timeou
         timeout: Time limit of the request, in seconds.
 
     Returns:
-        The outputs, nested lists by name with one item per image; see models/detector/1/assets/model_card.md.
+        The outputs, nested lists by name with one item per image, such as ``detection_boxes`` (N, D, 4) for N images
+        with at most D detections each; see models/detector/1/assets/model_card.md.
     """
     encoded = [{"b64": base64.b64encode(image).decode()} for image in images]
     body = json.dumps({"signature_name": "encoded", "inputs": {"image_bytes": encoded}}).encode()
