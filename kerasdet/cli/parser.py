@@ -125,7 +125,7 @@ def _add_eval(commands):
         "--images",
         type=_path,
         metavar="DIR",
-        help="folder of the images of --annotations (default: images/ next to them)",
+        help="folder of the images of --annotations (default: found near the file, such as images/ next to it)",
     )
     evaluate.add_argument(
         "--detections", type=_path, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
@@ -261,7 +261,10 @@ def _add_export(commands):
         "--eval", type=_path, metavar="ANNOTATIONS", help="compare the AP of model and export on this COCO dataset"
     )
     export.add_argument(
-        "--images", type=_path, metavar="DIR", help="folder of the images of --eval (default: images/ next to the file)"
+        "--images",
+        type=_path,
+        metavar="DIR",
+        help="folder of the images of --eval (default: found near the file, such as images/ next to it)",
     )
     export.add_argument(
         "--max-ap-drop",
@@ -420,7 +423,7 @@ def _add_analyze(commands):
         "--images",
         type=_path,
         metavar="DIR",
-        help="folder of the images if --data is a COCO file (default: found near it)",
+        help="folder of the images if --data is a COCO file (default: found near the file, such as images/ next to it)",
     )
     analyze.add_argument(
         "--against",
