@@ -138,11 +138,17 @@ def _check_eval_options(options):
                 )
     elif not options.model:
         raise UserError("There is nothing to evaluate: pass a MODEL, or a file of COCO results with --detections.")
-    elif options.data and options.annotations:
+    else:
+        _check_dataset_options(options)
+
+
+def _check_dataset_options(options):
+    """Raises a UserError for options of the evaluation data that contradict each other or would have no effect."""
+    if options.data and options.annotations:
         raise UserError("--data and --annotations are both given: pass only one.")
-    elif options.split and not options.data:
+    if options.split and not options.data:
         raise UserError("--split was given without --data, the dataset that has the split: pass both or neither.")
-    elif options.images and not options.annotations:
+    if options.images and not options.annotations:
         raise UserError(
             "--images was given without --annotations, the COCO file of these images: pass both or neither."
         )
@@ -237,15 +243,15 @@ def _export(options):
             f"--serving has no effect with --format {form.name}, which has no folder layout of a model server: remove "
             "--serving, or use format saved_model or openvino."
         )
-    for name, purpose in (("max_ap_drop", "the data to measure AP on"), ("images", "the annotations of these images")):
-        if name in given and not options.eval:
-            raise UserError(f"--{name.replace('_', '-')} needs --eval, {purpose}: pass both or neither.")
+    _check_dataset_options(options)
+    if options.max_ap_drop is not None and not (options.data or options.annotations):
+        raise UserError("--max-ap-drop needs --data, the dataset to measure AP on: pass both or neither.")
     if Path(options.out).exists() and not (is_published(options.model) or Path(options.model).exists()):
         raise UserError(
             f"The model {options.model} does not exist, but {options.out} does: expected the model first, then the "
             f"file or folder to write. Check the order: kerasdet export {options.out} {options.model}"
         )
-    data = CocoDataset(options.eval, options.images) if options.eval else None
+    data = _dataset_named(options)
     verify_images = image_files(options.verify_images)
     if "calibration_images" in given:
         given["calibration_images"] = image_files(options.calibration_images)

@@ -1,8 +1,9 @@
 """Reads and checks the values of COCO annotations, for training and for evaluation.
 
 The files of many tools deviate from COCO's format in ways whose meaning is clear, such as numbers written as strings.
-The reader converts such values and counts them, and raises a `UserError` for anything else. Training and evaluation use
-the same reader, so they see the same objects.
+The reader converts such values, drops annotations that cannot be used, such as those of images that are not in the
+file, and counts both. It raises a `UserError` for anything else. Training and evaluation use the same reader, so they
+see the same objects.
 """
 
 import dataclasses
@@ -71,11 +72,12 @@ class Contents:
             give the size.
         categories: One dict per category, in ascending order of ids: an int `id`, a str `name` and, if keypoints were
             read, `keypoints`, a list of their names.
-        annotations: One dict per annotation: ints `image_id` and `category_id`, `bbox` as four numbers (x, y, width,
-            height) in pixels, a number `area`, and `iscrowd` and `difficult`, 0 or 1. `is_group_of`, 0 or 1, is present
-            if the file has it. If masks were read, `segmentation` is the result of `read_segmentation`. If keypoints
-            were read, `keypoints` is a list of 3 J numbers (x, y, visibility), or None.
-        changes: Counts the values that had to be converted or repaired.
+        annotations: One dict per annotation that was not dropped: ints `image_id` and `category_id`, `bbox` as four
+            numbers (x, y, width, height) in pixels, a number `area`, and `iscrowd` and `difficult`, 0 or 1.
+            `is_group_of`, 0 or 1, is present if the annotation has it. If masks were read, `segmentation` is the result
+            of `read_segmentation`. If keypoints were read, `keypoints` is a flat list with x, y and visibility of each
+            keypoint, or None.
+        changes: Counts the values that had to be converted, repaired or dropped.
         bad: Indices, in the file's list, of the annotations that cannot be read. Always empty with
             ``on_bad_object="error"``.
     """
@@ -107,7 +109,7 @@ def read_json(path: str | os.PathLike) -> Any:
         path: Path of the file.
 
     Returns:
-        The dict or list that the file holds.
+        The contents of the file, usually a dict or a list.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -141,8 +143,8 @@ def read_contents(
         source: Path or name of the file for error messages.
         masks: Whether to read segmentations.
         keypoints: Whether to read keypoints.
-        strict: Whether to raise an error for values that would otherwise be converted, such as numbers written as
-            strings.
+        strict: Whether to raise an error for values that would otherwise be converted or dropped, such as numbers
+            written as strings.
         on_bad_object: "error" raises a `UserError` for an annotation that cannot be read, "skip" counts such
             annotations and leaves them out.
 
@@ -151,8 +153,8 @@ def read_contents(
         keys that COCO does not define.
 
     Raises:
-        UserError: If a value cannot be read, or `strict` is set and a value would be converted. The message names the
-            file and the item.
+        UserError: If a value cannot be read, or `strict` is set and a value would be converted or dropped. The message
+            names the file and the item.
     """
     source = os.fspath(source)
     if on_bad_object not in ("error", "skip"):
@@ -243,7 +245,7 @@ def _images(items, changes):
         if image_id is None:
             raise UserError(
                 f'{changes.source}: images[{number}] is {show(dict(item))}; expected an integer "id" and a '
-                '"file_name". Add them to the file.'
+                '"file_name". Correct this entry.'
             )
         sides = {key: _side(item.get(key), image_id, key, changes) for key in ("height", "width")}
         if None in sides.values():

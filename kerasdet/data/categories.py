@@ -41,7 +41,7 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
         if category_id is None:
             raise UserError(
                 f'{changes.source}: categories[{number}] is {show(dict(item))}; expected an integer "id" and a '
-                'string "name". Add them to the file.'
+                'string "name". Correct this entry.'
             )
         category = {**item, "id": category_id, "name": _category_name(item.get("name"), category_id, changes)}
         if keypoints:
@@ -71,9 +71,9 @@ def match_classes(
 ) -> list[int | None]:
     """Finds the class of a dataset that corresponds to each class of a model.
 
-    Classes match by name. Names that differ only in case also match, with a warning. If the dataset has K classes too,
-    and every common name has the same index in both lists, all classes match by index, with a warning if names differ:
-    the dataset may have translated names.
+    Classes match by name. Names that differ only in case also match, with a warning. If dataset and model have the same
+    number of classes, and every common name has the same index in both lists, all classes match by index, with a
+    warning if names differ: the dataset may have translated names.
 
     Args:
         names: Names of the dataset's classes, in the order of the class ids.
@@ -94,16 +94,23 @@ def match_classes(
     if len(names) == len(model_names) and same_place:
         if names != model_names:
             _logger.warning(
-                "%s and the model have different class names: the classes are matched by their order.", source
+                "%s and the model have different class names: the classes are matched by their order. "
+                "If the order differs, rename the classes of the dataset.",
+                source,
             )
         return list(range(len(names)))
     unknown = [name for name in names if name in present and name not in model_names]
     used = [name for name in model_names if name != UNUSED]
     if unknown or len(set(names)) < len(names) or len(set(used)) < len(used):
-        problem = f"has objects of {_listed(unknown)}" if unknown else "or the model has two classes of the same name"
+        if not unknown:
+            raise UserError(
+                f"{source} or the model has two classes of the same name; expected different names, because the "
+                "classes are matched by name. Rename one of the two classes."
+            )
         raise UserError(
-            f"{source} {problem}; expected the classes of the model, {_listed(model_names)}. Rename or remove the "
-            "other classes, or train a model on all of them."
+            f"{source} has objects of {_listed(unknown)}; expected the classes of the model, {_listed(model_names)}. "
+            "Rename or remove the other classes, for example with `kerasdet data convert --classes`, or train a model "
+            "on all of them."
         )
     _logger.info("%s has other class ids than the model: the classes are matched by name.", source)
     return [names.index(name) if name in names else None for name in model_names]

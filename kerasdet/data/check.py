@@ -125,8 +125,8 @@ def _across(splits):
     for split in readable[1:]:
         if list(split.objects) != list(readable[0].objects):
             notes.append(
-                f"{readable[0].name} and {split.name} have different classes: pass classes (--classes) with "
-                "the names to keep"
+                f"{readable[0].name} and {split.name} have different classes: name the classes to keep with "
+                "`kerasdet data convert --classes` (Python and gin: open_dataset.classes)"
             )
     records = [(split.name, record) for split in splits for record in split.records]
     groups = near_duplicates(fingerprints([record for _, record in records]))

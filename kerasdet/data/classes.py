@@ -56,7 +56,7 @@ def select_classes(data: Mapping[str, Any], classes: Classes, source: str) -> di
         data: Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. It is not changed.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names. In a
             mapping, None removes a class, equal new names merge classes, and classes that are not in the mapping are
-            kept unchanged.
+            kept unchanged. The order of the classes does not change.
         source: Path or name of the dataset for error messages.
 
     Returns:

@@ -55,7 +55,8 @@ def convert(
 
     Raises:
         FileNotFoundError: If the source does not exist.
-        UserError: If the target is not empty, the format is unknown, or an item is invalid.
+        UserError: If the target is not empty or inside the source, the format is unknown, two splits have different
+            classes, or an item is invalid.
         OSError: If the target cannot be written. Nothing stays in it.
     """
     folder = empty_folder(target, source)
@@ -74,7 +75,10 @@ def check_format(to: str) -> None:
         UserError: If there is no such format.
     """
     if to not in WRITERS:
-        raise UserError(f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Change the format.")
+        raise UserError(
+            f"The format to write is {to!r}; expected one of {', '.join(WRITERS)}. Pass one of these "
+            "as --to (Python: to=)."
+        )
 
 
 @contextlib.contextmanager

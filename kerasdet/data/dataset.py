@@ -98,7 +98,8 @@ class Dataset:
         skeleton: Tuple of pairs of keypoint indices from 0; () if keypoints are not read.
         keypoint_flip: Tuple of J indices, the permutation that swaps left and right keypoints, see
             `kerasdet.geometry.keypoints.flip_order`; () if keypoints are not read.
-        extra_shapes: Maps each of `extra_annotation_keys` to the shape of its values for one object: () or (n,).
+        extra_shapes: Maps each of `extra_annotation_keys` to the shape of its value for one object: () for a number,
+            (n,) for a list of n numbers.
         counts: Numbers of images and boxes that were kept, changed and dropped, by kind.
         problems: Tuple of `Problem`: the image files and annotations that were changed or dropped, up to
             `kerasdet.data.values.MAX_LISTED` of each kind.
@@ -304,11 +305,12 @@ def _warn_of_units(annotations, xywh, size, source):
 
 def _refuse(problems, ids, source):
     """Raises an error about the first object that would be clipped or dropped, or the first repeated annotation id."""
-    repeated = [Problem("", f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
+    kind = "duplicate_annotation_ids"
+    repeated = [Problem(kind, f"annotation {name}", "shares its id with another") for name, n in ids.items() if n > 1]
     for problem in (*problems, *repeated):
         raise UserError(
-            f"{source}: {problem.item} {problem.text}, which --strict (Python: strict=True) does not allow. Correct "
-            "the file, or remove the option."
+            f"{source}: {problem.item} {problem.text} (kind: {problem.kind.replace('_', ' ')}), which --strict "
+            "(Python: strict=True) does not allow. Correct the file, or remove the option."
         )
 
 
@@ -317,8 +319,8 @@ def _file_names(images, source):
     for number, image in enumerate(images):
         if not image.get("file_name") or not isinstance(image["file_name"], str):
             raise UserError(
-                f'{source}: images[{number}] is {show(image)}; expected an integer "id" and a "file_name". Add '
-                "these keys to the file."
+                f'{source}: images[{number}] is {show(image)}; expected an integer "id" and a "file_name". '
+                "Correct this entry."
             )
     return [image["file_name"] for image in images]
 
@@ -329,7 +331,7 @@ def _keypoint_names(contents, source):
     if not categories:
         raise UserError(
             f'{source}: no category has "keypoints", the names of keypoints, but keypoints=True was set. Add the '
-            "names to the category, or read the dataset without keypoints."
+            "names to the category, or set keypoints=False (gin: CocoDataset.keypoints or open_dataset.keypoints)."
         )
     first, *others = categories
     for other in others:
@@ -423,8 +425,7 @@ def _runs(annotations, sizes, source):
                 "height of the images."
             )
         raise UserError(
-            f'{source}: no annotation has a "segmentation", but masks=True was set. Add segmentations, or read the '
-            "dataset "
-            "without masks."
+            f'{source}: no annotation has a "segmentation", but masks=True was set. Add segmentations, or set '
+            "masks=False (gin: CocoDataset.masks or open_dataset.masks)."
         )
     return runs

@@ -58,15 +58,19 @@ def find_paths(folder: Path, names: Sequence[str], changes: Changes) -> list[str
     """Finds the image files of a dataset.
 
     A name that does not exist in the folder may be a path on another machine, with Windows separators or other folders.
-    The file is then found by the last part of the path, if no other name has the same last part.
+    The file is then searched with "/" as the separator, and by the last part of the path if no other name has the same
+    last part.
 
     Args:
         folder: Folder of the images.
         names: File name of each image.
-        changes: Counts the names that had to be repaired.
+        changes: Counts the names that had to be repaired, and the files that several names share.
 
     Returns:
         Path of each image. If no file is found, the path at which it was expected.
+
+    Raises:
+        UserError: If `changes` is strict, and a name must be repaired or several names share a file.
     """
     last_parts = Counter(_last_part(name) for name in names)
     paths = []

@@ -99,6 +99,9 @@ def decode_by_pil(encoded: bytes, exif: bool = True) -> np.ndarray:
 
     Returns:
         RGB image, (H, W, 3) uint8.
+
+    Raises:
+        UserError: If the file is of another format than `FORMATS`. Pillow raises other errors for damaged files.
     """
     with _open(encoded) as image:
         upright = ImageOps.exif_transpose(image) if exif else image

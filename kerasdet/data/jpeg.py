@@ -21,8 +21,8 @@ def exif_orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
         encoded: Contents of the image file, bytes or a scalar string tensor.
 
     Returns:
-        The orientation, a scalar int32 in 1..8. It is 1 (upright) if the file has another format, has no EXIF data (in
-        a PNG: none before the pixels) or is malformed.
+        The orientation, a scalar int32 in 1..8. It is 1 (upright) if the file has another format, has no EXIF data in
+        its first 64 KiB (in a PNG: none before the pixels) or is malformed.
     """
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, EXIF_SEARCH), tf.uint8), tf.int32)
     size = tf.shape(head)[0]
@@ -86,6 +86,9 @@ def decode(encoded: tf.Tensor | bytes) -> tf.Tensor:
 
     Returns:
         RGB image as stored, (H, W, 3) uint8.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If the file cannot be decoded.
     """
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
@@ -98,8 +101,8 @@ def is_damaged(encoded: tf.Tensor | bytes, image: tf.Tensor) -> tf.Tensor:
 
     - a marker inside the pixel data that does not belong there;
     - a long run of zero bytes, which JPEG's usual Huffman tables never produce for pictures;
-    - truncated pixel data, which leave the bottom right corner gray;
-      an image that ends in this gray is decoded a second time to confirm the damage.
+    - truncated pixel data: they leave the bottom right corner gray, and an image that ends in this gray is decoded a
+      second time to confirm the damage.
 
     The function does not find damage in progressive files, nor changed bytes that keep the number of pixel blocks.
 

@@ -39,7 +39,7 @@ def is_labelme(data: Any) -> bool:
 
 
 def labels_of(data: Mapping[str, Any]) -> set[str]:
-    """Collects the labels of the objects in a file.
+    """Collects the labels of the shapes in a file, shapes without area included.
 
     Args:
         data: Parsed JSON of a LabelMe file.

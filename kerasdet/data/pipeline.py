@@ -92,7 +92,7 @@ def training_batches(
         `class_ids` (B, M) int32, -1 for padding; `is_crowd` (B, M) bool; `image_id` (B,) int64; `original_size` (B, 2)
         int32, heights and widths before resizing in pixels; and if the dataset has them `masks` (B, M, S, S) uint8, the
         covered fraction of each cell times 255, `keypoints` (B, M, J, 3) float32 as (y, x, visibility), in pixels, and
-        the keys of `extra_annotation_keys`, (B, M) or (B, M, n) float32. M is at least 1.
+        the keys of `extra_annotation_keys`, (B, M) float32, or (B, M, n) for lists of n numbers. M is at least 1.
 
     Raises:
         UserError: If the dataset has no images, an image has more than `max_boxes` boxes, or a number is out of range.
@@ -106,7 +106,7 @@ def training_batches(
     if max_boxes is not None and most > max_boxes:
         raise UserError(
             f"max_boxes is {max_boxes}, but an image has {most} boxes; expected at least as many rows as boxes. "
-            f"Increase max_boxes to {most} or more."
+            f"Increase max_boxes to {most} or more (gin: StepOptions.max_boxes)."
         )
     read = _reader(dataset, mask_size)
 
@@ -182,7 +182,7 @@ def evaluation_batches(
 def _check(owner, batch_size, size_divisor, pad_to, mask_size, max_boxes=None):
     check_positive(owner, batch_size=batch_size, size_divisor=size_divisor, mask_size=mask_size, max_boxes=max_boxes)
     if pad_to is not None and not (isinstance(pad_to, Sequence) and len(pad_to) == 2):
-        raise UserError(f"{owner}.pad_to is {pad_to!r}: expected (height, width) in pixels.")
+        raise UserError(f"{owner}.pad_to is {pad_to!r}: expected (height, width) in pixels. Change pad_to.")
     for side in pad_to or ():
         check_positive(owner, pad_to=side)
 
@@ -191,7 +191,8 @@ def _records(dataset):
     if not dataset.records:
         raise UserError(
             "The dataset has no images; expected at least one. Its `counts` hold the number of dropped images by "
-            "reason. Set on_bad_image or keep_images_without_objects to keep more images, or use other annotations."
+            "reason. Repair the bad_images, keep the images_without_objects with keep_images_without_objects=True, or "
+            "use other annotations."
         )
     return dataset.records
 

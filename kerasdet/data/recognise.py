@@ -440,22 +440,24 @@ def dataset_from_examples(
 
     Args:
         examples: Dicts with `image`, a path or an array (H, W, 3) uint8; `boxes` (N, 4) yxyx in pixels; `class_ids`
-            (N,) in 0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), `keypoints` (N, J, 3) as (y, x, visibility) and
-            `image_id`, by default 1, 2, ... Rows with class id -1 are padding. The examples are read once. Images that
-            are arrays stay in memory; if they do not fit, pass paths instead, or convert the data to TFRecord.
+            (N,) in 0..K-1; optional `is_crowd` (N,), `masks` (N, H, W), above 0 inside the object, `keypoints`
+            (N, J, 3) as (y, x, visibility) and `image_id`, by default 1, 2, ... Rows with class id -1 are padding. The
+            examples are read once. Images that are arrays stay in memory; if they do not fit, pass paths instead, or
+            convert the data to TFRecord.
         class_names: Names of the K classes, in the order of the class ids.
-        keypoint_names: Names of the J keypoints. (): keypoints are not read.
+        keypoint_names: Names of the J keypoints; () if the examples have no keypoints.
         classes: Names of the classes to keep, in the order of the class ids; or a mapping from old to new names, in
             which None removes a class and equal new names merge classes. None keeps all classes.
         masks: Whether to read the masks.
         name: Name of the dataset for error messages.
-        **options: Other arguments of `Dataset`.
+        **options: Other arguments of `Dataset`, such as `strict`.
 
     Returns:
         The dataset of all examples.
 
     Raises:
-        UserError: If an example does not have this form. The message names the index of the example, from 0.
+        UserError: If an example does not have this form, or an image file cannot be used. The message names the index
+            of the example, from 0, or the file.
     """
     data = read_examples(examples, class_names, keypoint_names)
     data = data if classes is None else _select(data, classes, Changes(name))

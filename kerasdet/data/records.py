@@ -11,7 +11,7 @@ from kerasdet.data import images
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """Holds an image and its objects; each object is one row in each array.
+    """Holds an image and its M objects; each object is one row in each array.
 
     Args:
         image_id: Id of the image in the dataset.
@@ -25,8 +25,9 @@ class Record:
         num_runs: Number of entries of `runs` that belong to each object, (M,) int32. None if masks were not read.
         runs: Run lengths of the masks of all objects, one object after the other, int32; see
             `kerasdet.geometry.masks.crops_from_runs`. None if masks were not read.
-        keypoints: Keypoints as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints were not read.
-        extra_values: Further numbers of each object, see `kerasdet.data.extra_values`, (M, V) float32. None if none
+        keypoints: The J keypoints of each object as (y, x, visibility), in pixels, (M, J, 3) float32. None if keypoints
+            were not read.
+        extra_values: V further numbers of each object, see `kerasdet.data.extra_values`, (M, V) float32. None if none
             were read.
         by_pil: Whether Pillow decodes the image, because TensorFlow cannot decode it or would give other pixels.
         content: Function that returns the bytes of the encoded image, if the image is not a separate file but in memory

@@ -69,8 +69,8 @@ def write(
 ) -> Path:
     """Writes a dataset of shapes, unless the folder already holds this dataset.
 
-    Image i depends only on `seed` and i, so a longer dataset begins with the images of a shorter one. For training and
-    validation, use two folders with different seeds. The folder appears only when it is complete.
+    Image i depends on i and all arguments except `num_images`, so a longer dataset begins with the images of a shorter
+    one. For training and validation, use two folders with different seeds. The folder appears only when it is complete.
 
     Args:
         folder: Folder to write `images/000001.jpg`, ... and `annotations.json` to.
@@ -80,7 +80,7 @@ def write(
         objects: Smallest and largest number of shapes in an image. An image gets fewer shapes if there is no space
             left.
         scale: Range of the longer side of a shape's box, as a fraction of the image's shorter side: (smallest,
-            largest), in (0, 1]. The smallest must be 6 pixels or more.
+            largest), in (0, 1]. The smallest fraction must amount to 6 pixels or more.
 
     Returns:
         Path of `annotations.json`, a COCO file. Boxes (x, y, width, height), `area` and `segmentation` (compressed RLE)
@@ -373,7 +373,7 @@ def shapes_dataset(
         seed: Seed of all images, in 0..2**32-1.
         image_size: Height and width of every image, in pixels, each at least 16.
         scale: Range of the longer side of a shape's box, as a fraction of the image's shorter side: (smallest,
-            largest), in (0, 1]. The smallest must be 6 pixels or more.
+            largest), in (0, 1]. The smallest fraction must amount to 6 pixels or more.
         masks: Whether to read the masks.
         keypoints: Whether to read the keypoints of the arrows.
 

@@ -173,11 +173,12 @@ def read_tfrecords(
         progress: Function that wraps an iterable to show progress.
 
     Returns:
-        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file.
+        Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. The ids of the images
+        are `image/source_id` if all of these are different integers, otherwise 1, 2, ...
 
     Raises:
         UserError: If a file is damaged or compressed, or a record is invalid. The message names the file and the
-            record.
+            record, counted from 0.
     """
     entries, annotations, seen, joints = [], [], {}, []
     for path in files:

@@ -269,6 +269,9 @@ class Changes:
 
         Returns:
             The converted value, or None if it cannot be converted.
+
+        Raises:
+            UserError: If `strict` is set and the value had another type.
         """
         converted = converter(value)
         if converted is not None and type(value) is not type(converted):

@@ -199,8 +199,8 @@ def read_xml(path: Path, class_of: Mapping[str, int], changes: Changes) -> tuple
         changes: Counts the repairs.
 
     Returns:
-        Three values: height and width of the image, None if the file lacks them; the file name of the image, "" if the
-        file lacks it; and COCO annotations with class ids, without image ids.
+        Three values: a list of height and width of the image, each None if it is missing or 0; the file name of the
+        image, "" if the file lacks it; and COCO annotations with class ids, without image ids.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -230,8 +230,8 @@ def _object(item, class_of, where, changes):
     name = (item.findtext("name") or "").strip()
     if name not in class_of:
         raise UserError(
-            f"{where} has the class {name!r}; expected one of {', '.join(class_of)}. Correct the name, or pass "
-            "class_names."
+            f"{where} has the class {name!r}; expected one of {', '.join(class_of)}. Correct the name, or add "
+            "it to the list of classes (a file such as classes.txt; for VocDataset, class_names)."
         )
     if (count := len(item.findall("bndbox"))) > 1:
         raise UserError(f"{where} has {count} elements <bndbox>; expected one. Write a separate object for each box.")

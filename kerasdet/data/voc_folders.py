@@ -75,12 +75,14 @@ def class_names(files: Sequence[Path], root: Path) -> tuple[str, ...]:
 
     Args:
         files: Paths of the XML files of all splits, so that each split gets the same classes.
-        root: Folder that may contain a list of classes: CVAT's `labelmap.txt`, `classes.txt` or `labels.txt`.
+        root: Folder that may contain a list of classes: CVAT's `labelmap.txt`, or `classes.txt`, `labels.txt` or
+            `predefined_classes.txt`.
 
     Returns:
         The class names in the order of the list, or sorted by name if the folder has no list.
 
     Raises:
+        FileNotFoundError: If there is no list of classes and an XML file does not exist.
         UserError: If no file has an object, a file is not valid XML, or the list does not hold one class per line.
     """
     for path in (root / name for name in _CLASS_FILES):

@@ -98,7 +98,7 @@ def names_beside(root: Path) -> tuple[dict[int, str], Path] | None:
     """Reads the class list that LabelImg, Label Studio and Darknet write instead of a `data.yaml`.
 
     Args:
-        root: Folder of the dataset.
+        root: Folder of the dataset. Its folders `labels` and `train` may also hold the list.
 
     Returns:
         A dict from class id to class name, and the path of the file; None if the folder has no class list.
@@ -353,7 +353,7 @@ def _row(words, names, size, keypoint_shape, where, changes):
         changes.add("scores_ignored", where, f"ends with {words[5]}, as detections do with a score")
         values = values[:4]
     if len(values) != 4 + count and (count or len(values) < 6 or len(values) % 2):
-        expected = f"4 + {count} for keypoints" if count else "4 for a box, or an even number from 6 for a polygon"
+        expected = f"4 + {count} for keypoints" if count else "4 for a box, or an even number, 6 or more, for a polygon"
         raise UserError(
             f"{where} has {len(values)} numbers after the class id; expected {expected}. Change or remove the line."
         )

@@ -253,7 +253,7 @@ def test_8_bit_report_states_that_ap_was_not_measured(toy, models, tmp_path):
     toy()
     options = {"format": "toy", "verify_images": tiny.images()}
     _, report = export_and_verify(models("tiny"), tmp_path / "a.toy", precision="int8", **options)
-    assert "AP was not measured: pass --eval ANNOTATIONS" in report
+    assert "AP was not measured: pass --data DATA" in report
     _, report = export_and_verify(models("tiny"), tmp_path / "b.toy", precision="float32", **options)
     assert "AP was not measured" not in report
 
