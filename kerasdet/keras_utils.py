@@ -144,6 +144,19 @@ def _serialized(value):
     return keras.saving.serialize_keras_object(value) if hasattr(value, "get_config") else value
 
 
+def check_data_format() -> None:
+    """Checks that Keras builds layers for images with their channels last.
+
+    Raises:
+        UserError: If Keras' image data format is "channels_first".
+    """
+    if keras.config.image_data_format() != "channels_last":
+        raise UserError(
+            "Keras' image data format is channels_first: expected channels_last, because models take images "
+            "(B, H, W, 3). Call keras.config.set_image_data_format('channels_last') before making a model."
+        )
+
+
 def float_dtype() -> tf.DType:
     """Returns the dtype in which boxes and losses are computed: Keras' `floatx`.
 

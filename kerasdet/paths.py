@@ -111,6 +111,22 @@ def is_device(path: Path) -> bool:
     return folder == "/dev" or folder.startswith("/proc/") or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
+def why_no_file(path: Path) -> str | None:
+    """Tells why a file cannot be read as a whole.
+
+    Args:
+        path: Path of a file to read.
+
+    Returns:
+        "does not exist", "is a folder", or "is a pipe or a device"; None for a file.
+    """
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return "is a folder"
+    return "is a pipe or a device" if path.exists() else "does not exist"
+
+
 def prepare_files(
     outputs: Mapping[str, str | os.PathLike | None], inputs: Mapping[str, str | os.PathLike | None]
 ) -> dict[str, Path]:

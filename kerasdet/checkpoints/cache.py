@@ -155,7 +155,7 @@ def _prepare(weights, model):
         if is_verified:
             raise
         file.unlink()  # without a hash, only the conversion detects a wrong file, such as the login page of a network
-        raise UserError(f"{shown(mirrored(weights.url))} was removed from the cache. {error}") from None
+        raise UserError(f"The file from {shown(mirrored(weights.url))} was removed from the cache. {error}") from None
     if not is_verified:
         with replacing(_record(file)) as record:
             record.write_text(file_hash(file, "sha256"))

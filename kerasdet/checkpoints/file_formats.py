@@ -153,7 +153,9 @@ def _safetensor(name, entry):
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"the tensor {name[:100]!r} has no valid dtype, shape and data_offsets") from error
     if type(element) is not str or element not in _SAFETENSORS:
-        raise ValueError(f"the tensor {name[:100]!r} has the dtype {str(element)[:20]!r}, which kerasdet does not know")
+        raise ValueError(
+            f"the tensor {name[:100]!r} has the dtype {str(element)[:20]!r}; expected one of {', '.join(_SAFETENSORS)}"
+        )
     return _SAFETENSORS[element], shape, (first, last)
 
 

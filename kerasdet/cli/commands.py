@@ -122,6 +122,11 @@ def _check_eval_options(options):
         raise UserError(
             f"--engine is only for COCO's AP, but --metrics is {options.metrics}: remove --engine or --metrics."
         )
+    if len(set(options.tta or ())) < len(options.tta or ()):
+        raise UserError(
+            f"--tta {' '.join(map(str, options.tta))} names a size twice: expected different sizes, because a second "
+            "view of the same size adds nothing. Remove one."
+        )
     if options.detections:
         if not options.annotations:
             raise UserError(

@@ -25,7 +25,7 @@ from PIL import (
 
 from kerasdet.data import jpeg
 from kerasdet.errors import UserError
-from kerasdet.paths import expand
+from kerasdet.paths import expand, why_no_file
 
 FORMATS = "JPEG, PNG, BMP, GIF, WebP or TIFF"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -146,8 +146,8 @@ def read(path: str | os.PathLike) -> np.ndarray:
         UserError: If the file is not an image, or is damaged.
     """
     path = expand(path, "The path of an image")
-    if not path.is_file():
-        raise FileNotFoundError(f"The image {path} does not exist. Check the path.")
+    if reason := why_no_file(path):
+        raise FileNotFoundError(f"The image {path} {reason}: expected a {FORMATS} file. Check the path.")
     encoded = path.read_bytes()
     try:
         info = inspect(encoded)
@@ -178,8 +178,8 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
             pixels = image.height * image.width
             if max_pixels is not None and pixels > max_pixels:
                 raise UserError(
-                    f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} if you trust "
-                    "the file"
+                    f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} to "
+                    f"CocoDataset or VocDataset (gin: CocoDataset.max_pixels={pixels}) if you trust the file"
                 )
             if kind is TiffImagePlugin.TiffImageFile and image.mode in ("I", "F"):
                 raise UserError("is a TIFF with 32 bits per channel; convert it to 8 or 16 bits")

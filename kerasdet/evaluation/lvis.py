@@ -84,7 +84,7 @@ def evaluate_lvis(
 
 
 def _best(detections):
-    """Keeps the detections of each image with the highest scores; hotcoco 1.3 applies the limit to each category."""
+    """Keeps the 300 best detections of each image; hotcoco 1.3 would apply this limit to each category separately."""
     by_image = defaultdict(list)
     for entry in sorted(detections, key=lambda entry: -entry["score"]):
         by_image[entry["image_id"]].append(entry)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kerasdet.data import images as image_files
 from kerasdet.errors import UserError
-from kerasdet.paths import expand
+from kerasdet.paths import expand, why_no_file
 
 ImageLike = np.ndarray | tf.Tensor | Image.Image | str | os.PathLike  # one image; an array can also be a batch
 
@@ -88,10 +88,10 @@ def open_image(image: ImageLike, index: int = 0) -> np.ndarray:
 
 
 def _open_file(path, index):
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "missing"
+    if reason := why_no_file(path):
         raise FileNotFoundError(
-            f"Image {index}, {str(path)!r}, is {kind}: expected the path of a {image_files.FORMATS} file."
+            f"Image {index}, {str(path)!r}, {reason}: expected the path of a {image_files.FORMATS} file. Check "
+            "the path."
         )
     try:
         return image_files.read(path)
@@ -130,13 +130,23 @@ def _checked_array(image, index):
         _refuse(index, f"a {image.dtype} array with values from {low:.6g} to {high:.6g}", remedy)
     if image.dtype.kind != "f":
         return image.astype(np.uint8)
+    warn_of_fractions(f"Image {index}", high)
+    return image.astype(np.float32)
+
+
+def warn_of_fractions(owner: str, high: float) -> None:
+    """Warns if the brightest pixel suggests that pixels are in 0..1 instead of 0..255.
+
+    Args:
+        owner: Image or batch at the beginning of the warning, such as "Image 0".
+        high: Largest value of a pixel.
+    """
     if 0 < high <= 1:
         warnings.warn(
-            f"Image {index} has no value above 1, although pixels are expected in 0..255: multiply the image by 255 "
-            "if its values are in 0..1.",
-            stacklevel=2,
+            f"{owner} has no pixel above 1, although pixels are expected in 0..255: multiply the pixels by 255 if they "
+            "are in 0..1.",
+            stacklevel=3,
         )
-    return image.astype(np.float32)
 
 
 def shape_remedy(shape: tuple[int, ...]) -> str:

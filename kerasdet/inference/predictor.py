@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -74,11 +75,16 @@ class Predictor:
         if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}: expected a positive integer.")
         check_resize(resize)
+        if not tf.executing_eagerly():
+            raise UserError(
+                "detect was called inside a tf.function or tf.Graph, where images have no values yet: expected a call "
+                "outside. Use model.detect_batch(model.preprocessing.batch(images)) in graphs."
+            )
         items, is_single = split_images(images)
         found = []
         for start in range(0, len(items), batch_size):  # opens files batch by batch, to limit memory
             arrays = [open_image(item, start + i) for i, item in enumerate(items[start : start + batch_size])]
-            batch = self.preprocessing.batch(arrays, resize)
+            batch = self.preprocessing.pad_batch(arrays, resize)
             found += self.unpad(self.detect_batch(batch), [array.shape[:2] for array in arrays])
         return found[0] if is_single else found
 
@@ -135,6 +141,23 @@ def batch_sizes(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         (height, width) in pixels.
 
     Raises:
+        UserError: If `check_batch` finds a mistake.
+    """
+    check_batch(batch)
+    shape = tf.shape(batch["image"])
+    whole = tf.broadcast_to(shape[1:3], [shape[0], 2])
+    image_size = tf.cast(batch.get("image_size", whole), tf.int32)
+    return image_size, tf.cast(batch.get("original_size", image_size), tf.int32)
+
+
+def check_batch(batch: Mapping[str, tf.Tensor]) -> None:
+    """Checks the form of a batch. In a graph, only what is known about its shapes.
+
+    Args:
+        batch: `image` (B, H, W, 3), and optionally `image_size` (B, 2) and `original_size` (B, 2), heights and widths
+            in pixels.
+
+    Raises:
         UserError: If the batch is not a dict with `image`, has no image, or an entry has another shape or no numbers.
     """
     if not isinstance(batch, Mapping) or "image" not in batch:
@@ -146,24 +169,23 @@ def batch_sizes(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     for name in ("image_size", "original_size"):
         if name in batch:
             _shape(batch, name, (image[0], 2))
-    shape = tf.shape(batch["image"])
-    whole = tf.broadcast_to(shape[1:3], [shape[0], 2])
-    image_size = tf.cast(batch.get("image_size", whole), tf.int32)
-    return image_size, tf.cast(batch.get("original_size", image_size), tf.int32)
 
 
 def _shape(batch, name, expected):
     """Returns the static shape of an entry of a batch after a check; None in `expected` is any length."""
+    value = batch[name]
     try:
-        value = tf.convert_to_tensor(batch[name])
+        if not isinstance(value, np.ndarray | tf.Tensor | keras.KerasTensor):  # these need no copy
+            value = tf.convert_to_tensor(value)
+        dtype, shape = tf.as_dtype(value.dtype), tf.TensorShape(value.shape)
     except (TypeError, ValueError):
-        raise _batch_error(f"has {name} of type {type(batch[name]).__name__}", "a tensor or an array") from None
-    if not (value.dtype.is_floating or value.dtype.is_integer):
-        raise _batch_error(f"has {name} of dtype {value.dtype.name}", "numbers")
-    if not value.shape.is_compatible_with(expected):
+        raise _batch_error(f"has {name} of type {type(value).__name__}", "a tensor or an array") from None
+    if not (dtype.is_floating or dtype.is_integer):
+        raise _batch_error(f"has {name} of dtype {dtype.name}", "numbers")
+    if not shape.is_compatible_with(expected):
         written = f"({', '.join('any' if length is None else str(length) for length in expected)})"
-        raise _batch_error(f"has {name} of shape {tuple(value.shape)}", f"the shape {written}")
-    return value.shape if value.shape.rank else tf.TensorShape(expected)
+        raise _batch_error(f"has {name} of shape {tuple(shape)}", f"the shape {written}")
+    return shape if shape.rank else tf.TensorShape(expected)
 
 
 def _batch_error(found, expected):

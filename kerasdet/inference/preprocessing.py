@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasdet.arguments import check_positive
 from kerasdet.errors import UserError
+from kerasdet.inference.images import ImageLike, open_images
 from kerasdet.keras_utils import ConfigFromInit, float_dtype
 from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD
 from kerasdet.ops import resize as resize_ops
@@ -173,13 +174,13 @@ class Preprocessing(ConfigFromInit):
         return -(-size // self.size_divisor) * self.size_divisor
 
     def batch(
-        self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
+        self, images: ImageLike | Sequence[ImageLike], resize: tuple[int, int] | bool | None = None
     ) -> dict[str, tf.Tensor]:
-        """Resizes and pads images into a batch.
+        """Checks, resizes and pads images into a batch.
 
         Args:
-            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float. With
-                a tensor, the method also works inside a `tf.function`.
+            images: Images of any sizes, as `Predictor.detect` takes them; inside a `tf.function`, a tensor
+                (B, H, W, 3), RGB, 0..255, uint8 or float.
             resize: None for the model's own rule, False for no resizing, or (shortest, longest): the length of the
                 shorter side and the limit of the longer side, in pixels.
 
@@ -189,12 +190,28 @@ class Preprocessing(ConfigFromInit):
             resizing; all in pixels.
 
         Raises:
-            UserError: If `resize` is not None, False or a pair of positive integers.
+            UserError: If there is no image, an image is invalid, or `resize` is not None, False or a pair of positive
+                integers.
+            FileNotFoundError: If a file does not exist.
 
         Example:
             >>> detections = model.detect_batch(model.preprocessing.batch([image, other_image]))
         """
         check_resize(resize)
+        return self.pad_batch(_opened(images), resize)
+
+    def pad_batch(
+        self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Resizes and pads images that have been checked into a batch, see `batch`.
+
+        Args:
+            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
+            resize: The argument `resize` of `batch`.
+
+        Returns:
+            The result of `batch`.
+        """
 
         def resized(image):
             if resize is False:
@@ -278,12 +295,13 @@ class KeepSize:
         return size
 
     def batch(
-        self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
+        self, images: ImageLike | Sequence[ImageLike], resize: tuple[int, int] | bool | None = None
     ) -> dict[str, tf.Tensor]:
-        """Pads images into a batch without resizing them.
+        """Checks images and pads them into a batch without resizing them.
 
         Args:
-            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
+            images: Images of any sizes, as `Predictor.detect` takes them; inside a `tf.function`, a tensor
+                (B, H, W, 3), RGB, 0..255, uint8 or float.
             resize: Must be None, because the predictor resizes by its own rule.
 
         Returns:
@@ -292,9 +310,27 @@ class KeepSize:
             images are uint8, otherwise float32.
 
         Raises:
-            UserError: If `resize` is not None.
+            UserError: If there is no image, an image is invalid, or `resize` is not None.
+            FileNotFoundError: If a file does not exist.
         """
         check_resize(resize)
+        return self.pad_batch(_opened(images), resize)
+
+    def pad_batch(
+        self, images: Sequence[np.ndarray] | tf.Tensor, resize: tuple[int, int] | bool | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Pads images that have been checked into a batch, see `batch`.
+
+        Args:
+            images: A list of (H, W, 3) arrays of any sizes, or a tensor (B, H, W, 3): RGB, 0..255, uint8 or float.
+            resize: Must be None, because the predictor resizes by its own rule.
+
+        Returns:
+            The result of `batch`.
+
+        Raises:
+            UserError: If `resize` is not None.
+        """
         if resize is not None:
             raise UserError(
                 f"resize is {resize!r}, but this predictor (an export, tiles or test-time augmentation) resizes images "
@@ -306,6 +342,11 @@ class KeepSize:
             images = [tf.cast(image, tf.float32) for image in images]
         original_size = tf.stack([tf.shape(image)[:2] for image in images])
         return _padded([tf.convert_to_tensor(image) for image in images], original_size, self.padded_size)
+
+
+def _opened(images):
+    """Opens and checks images; inside a `tf.function`, where pixels are unknown, returns them unchanged."""
+    return open_images(images)[0] if tf.executing_eagerly() else images
 
 
 def _valid_pixels(image, image_size):

@@ -15,6 +15,8 @@ _CUT_MARGIN = 2.0  # pixels from a tile's side within which a box counts as cut 
 _COVERED = 0.5  # a cut box is a piece of an object if more than this fraction of its area lies in the object's box
 _SAME = 0.5  # two boxes of a class with an IoU above this are the same object
 _TILES_AT_ONCE = 8
+_MIN_TILE = 16  # pixels; smaller tiles show no object, and an image has so many that detection seems to hang
+_MAX_TILES = 20_000  # per image; detection would take hours
 
 
 class TiledPredictor(PredictorWrapper):
@@ -31,15 +33,15 @@ class TiledPredictor(PredictorWrapper):
             completely inside at least one tile.
 
     Raises:
-        UserError: If `tile` is not a positive integer, or `overlap` is not in [0, 1).
+        UserError: If `tile` is below 16 or no integer, or `overlap` is not in [0, 1).
 
     Example:
         >>> detections = TiledPredictor(model, tile=640, overlap=0.2).detect("aerial.jpg")
     """
 
     def __init__(self, model: Predictor, tile: int = 640, overlap: float = 0.2):
-        if not isinstance(tile, int | np.integer) or isinstance(tile, bool) or tile < 1:
-            raise UserError(f"tile is {tile!r}: expected a positive integer, such as 640.")
+        if not isinstance(tile, int | np.integer) or isinstance(tile, bool) or tile < _MIN_TILE:
+            raise UserError(f"tile is {tile!r}: expected whole pixels, {_MIN_TILE} or more, such as 640.")
         if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
             raise UserError(f"overlap is {overlap!r}: expected a fraction of 0 or more and less than 1, such as 0.2.")
         super().__init__(model)
@@ -93,7 +95,7 @@ class TiledPredictor(PredictorWrapper):
 
     def _detect_views(self, image, views):
         """Yields the detections of each view, in coordinates of the image and without padding."""
-        batch = self.model.preprocessing.batch([image[y1:y2, x1:x2] for y1, x1, y2, x2 in views])
+        batch = self.model.preprocessing.pad_batch([image[y1:y2, x1:x2] for y1, x1, y2, x2 in views])
         found = {name: np.asarray(value) for name, value in self.model.detect_batch(batch).items()}
         for index, (y, x, _, _) in enumerate(views):
             valid = int(found["valid"][index])
@@ -124,6 +126,9 @@ def tile_boxes(height: int, width: int, tile: int, overlap: float) -> np.ndarray
         The T tiles, (T, 4) int32 yxyx in pixels, row by row. If a side of the image is shorter than `tile`, the tiles
         are as long as this side.
 
+    Raises:
+        UserError: If there are more than 20,000 tiles.
+
     Example:
         >>> tile_boxes(100, 250, 100, 0.0)[:, 1]
         array([  0, 100, 150], dtype=int32)
@@ -133,6 +138,11 @@ def tile_boxes(height: int, width: int, tile: int, overlap: float) -> np.ndarray
     for length in (height, width):
         last = max(length - tile, 0)
         starts.append([*range(0, last, step), last])
+    if (count := len(starts[0]) * len(starts[1])) > _MAX_TILES:
+        raise UserError(
+            f"tile={tile} with overlap={overlap:g} cuts an image of {height}x{width} pixels into {count:,} tiles: "
+            f"expected at most {_MAX_TILES:,}. Choose larger tiles or a smaller overlap."
+        )
     return np.int32([[y, x, min(y + tile, height), min(x + tile, width)] for y in starts[0] for x in starts[1]])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from kerasdet.data.images import SUFFIXES as IMAGES
 from kerasdet.errors import UserError, require_extra
 from kerasdet.files import writing
-from kerasdet.paths import expand, make_folder
+from kerasdet.paths import expand, make_folder, why_no_file
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 # Beginning of sys.platform -> FFmpeg's input format and the device name of a camera
@@ -131,9 +131,9 @@ class VideoReader:
     def _open_file(self):
         is_url = "://" in self.source
         path = None if is_url else expand(self.source, "The path of a video")
-        if path is not None and not path.is_file():
+        if path is not None and (reason := why_no_file(path)):
             raise FileNotFoundError(
-                f"The video {path} does not exist: expected the path of a video file, a URL or the number of a camera."
+                f"The video {path} {reason}: expected the path of a video file, a URL or the number of a camera."
             )
         try:
             # Without "file:", FFmpeg would read "night: 1.mp4" as a URL with the protocol "night".

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from kerasdet.keras_utils import check_data_format
+
 
 class ConvNorm(keras.layers.Layer):
     """Applies a convolution padded like PyTorch's, then a norm, then an activation.
@@ -49,6 +51,7 @@ class ConvNorm(keras.layers.Layer):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        check_data_format()  # every backbone and head of kerasdet has this layer
         padding = dilation * (kernel_size - 1) // 2
         self.pad = keras.layers.ZeroPadding2D(padding, name="pad") if strides > 1 and padding and padded else None
         # Workaround for oneDNN in TensorFlow 2.21 (CPU): the gradient of a strided 1x1 convolution writes out of bounds

@@ -243,8 +243,10 @@ class CSPNeXt(ConfigFromInit, keras.Model):
     | widen_factor | 0.375 | 0.5 | 0.75 | 1 | 1.25 |
 
     Args:
-        deepen_factor: Factor applied to the numbers of blocks, which are 3, 6, 6 and 3 for ``c2`` to ``c5``.
+        deepen_factor: Factor applied to the numbers of blocks, which are 3, 6, 6 and 3 for ``c2`` to ``c5``. The
+            results are rounded, and at least 1.
         widen_factor: Factor applied to the numbers of channels, which are 128, 256, 512 and 1024 for ``c2`` to ``c5``.
+            The results are rounded down.
         out_features: Names of the returned feature maps. Stages after the coarsest returned one are not built.
         norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
@@ -258,7 +260,8 @@ class CSPNeXt(ConfigFromInit, keras.Model):
         strides: Pixels of the image per cell of each returned feature map, by name.
 
     Raises:
-        UserError: If a feature name is unknown, or `widen_factor` leaves the stem without channels.
+        UserError: If a feature name is unknown, or `widen_factor` is below 1/32.
+        ValueError: If `norm` is unknown.
 
     Example:
         >>> backbone = CSPNeXt(0.167, 0.375)

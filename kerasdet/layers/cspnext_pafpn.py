@@ -15,8 +15,8 @@ from kerasdet.layers.fpn import upsample_nearest
 class CSPNeXtPAFPN(ConfigFromInit, keras.layers.Layer):
     """Merges backbone features into a pyramid by a path aggregation network (https://arxiv.org/abs/1803.01534).
 
-    `CSPLayer`s merge the features top-down, then bottom-up. The levels ``p3``, ``p4`` ... of the pyramid have equal
-    numbers of channels. The layer accepts any backbone that follows the protocol `kerasdet.layers.Backbone`. Feature
+    `CSPLayer`s merge the features top-down, then bottom-up. All levels ``p3``, ``p4`` ... of the pyramid have the same
+    number of channels. The layer accepts any backbone that follows the protocol `kerasdet.layers.Backbone`. Feature
     maps may have odd sizes: an upsampled coarse level is cut to the size of the finer one.
 
     Args:

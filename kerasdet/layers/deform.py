@@ -10,9 +10,9 @@ class DeformConvNorm(keras.layers.Layer):
     """Applies a deformable convolution that predicts its own offsets, then a norm, then an activation.
 
     The sublayer `offset` is an ordinary convolution with the same kernel size, strides and dilation. It predicts an
-    offset (y, x) for each position of the kernel. In version 2 it also predicts the logits of the mask, in the last
-    third of its channels. The weights of `offset` start at zero: a new layer computes an ordinary convolution, in
-    version 2 with halved outputs.
+    offset (y, x) for each position of the kernel. In version 2 it also predicts, in the last third of its channels, the
+    logits of a mask in (0, 1), by which the sampled values are multiplied. The weights of `offset` start at zero: a new
+    layer computes an ordinary convolution, in version 2 of halved inputs.
 
     Args:
         filters: Number of output channels.

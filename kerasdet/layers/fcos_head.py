@@ -37,6 +37,9 @@ class FCOSHead(ConfigFromInit, DenseHead):
         level_scales: Whether the raw distances of each level are multiplied by a trainable scalar, which starts at 1.
         prior_probability: Probability of each class at each point before training, in (0, 1).
 
+    Raises:
+        UserError: If `num_convs` is negative, or `prior_probability` is not in (0, 1).
+
     Example:
         >>> model = kerasdet.FCOS(80, head=FCOSHead(num_convs=2, level_scales=True))
     """

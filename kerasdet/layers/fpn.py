@@ -15,7 +15,7 @@ from kerasdet.ops.dispatch import composite
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class FPN(ConfigFromInit, keras.layers.Layer):
-    """Merges backbone features ``c3``, ``c4`` ... into a pyramid ``p3``, ``p4`` ... whose levels have equal channels.
+    """Merges backbone features ``c3``, ``c4`` ... into a pyramid ``p3``, ``p4`` ... with the same number of channels.
 
     The layer accepts any backbone that follows the protocol `kerasdet.layers.Backbone`. Feature maps may have odd
     sizes: an upsampled coarse level is cut to the size of the finer one.
@@ -24,7 +24,7 @@ class FPN(ConfigFromInit, keras.layers.Layer):
         in_features: Names of the backbone features to merge, finest first. A name is ``c`` and a level number, such as
             ``c5``. Of two features with the same stride, one has a suffix, such as ``c5_first``; the two are added
             without upsampling.
-        channels: Number of channels of every output level.
+        channels: Number of channels of every merged level. Detectors need the same number in the levels of `top`.
         norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
         fusion: How a level is merged with the upsampled coarser one: "sum" or "average" of the two.
@@ -106,7 +106,8 @@ class FPN(ConfigFromInit, keras.layers.Layer):
             training: Whether batch norms that are not frozen use the statistics of the batch.
 
         Returns:
-            Features (B, h, w, channels) by level name, in the order of `levels` (finest first).
+            Features (B, h, w, C) by level name, in the order of `levels` (finest first). C is `channels`, or the number
+            of channels of `top` for its levels.
         """
         merged = coarser = None
         pyramid = {}

@@ -181,7 +181,7 @@ def check_one_point(head: DenseHead, num_anchors: int) -> None:
     if num_anchors != 1:
         raise UserError(
             f"{type(head).__name__} predicts for 1 point per cell, but the model has {num_anchors} anchors per cell: "
-            "pass anchors=kerasdet.geometry.anchors.point_squares() to the model."
+            "use the head in kerasdet.FCOS or kerasdet.RTMDet, and do not set their argument anchors."
         )
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import level_number
 from kerasdet.keras_compat import flatten_layers
-from kerasdet.keras_utils import ConfigFromInit
+from kerasdet.keras_utils import ConfigFromInit, check_data_format
 from kerasdet.layers.backbone import IMAGENET_MEAN, IMAGENET_STD, check_features
 
 _COARSEST = 32  # images are padded to a multiple of this many pixels
@@ -34,6 +34,7 @@ class _Pyramid(keras.Model):
             mean: Means of the pixels that the model expects, RGB on a scale of 0..255.
             std: Standard deviations of the pixels that the model expects, RGB on a scale of 0..255.
         """
+        check_data_format()
         self.features = tuple(features)
         self.channels = {name: int(tensor.shape[-1]) for name, tensor in features.items()}
         self.strides = {name: 2 ** level_number(name) for name in features}

@@ -62,6 +62,7 @@ class MobileNetV3(ConfigFromInit, keras.Model):
 
     Raises:
         UserError: If a feature name is unknown, or `width_factor` is not positive.
+        ValueError: If `norm` is unknown.
 
     Example:
         >>> backbone = MobileNetV3()

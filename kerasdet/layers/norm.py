@@ -32,7 +32,8 @@ def make_norm(
         norm: A name in `NORMS`, such as "bn". None: no norm.
         epsilon: Constant added to variances.
         groups: Number of channel groups of "gn". Must divide the number of channels.
-        momentum: Weight of the old value when a training step updates a running average, in [0, 1].
+        momentum: Weight of the old value when a training step updates a running average, in [0, 1]. Only "bn" and
+            "sync_bn" update running averages.
         name: Name of the layer.
 
     Returns:
@@ -166,8 +167,8 @@ class GroupNormalization(ConfigFromInit, keras.layers.Layer):
         if channels % self.groups:
             raise ValueError(
                 f"GroupNormalization cannot split {channels} channels into {self.groups} groups: the number of "
-                f"groups must divide the number of channels. Change the channels of the layers before it (in recipes "
-                f"HEAD_CHANNELS) to a multiple of {self.groups}, or choose another norm."
+                f"groups must divide the number of channels. Change the channels of the layer before this norm (in "
+                f"recipes HEAD_CHANNELS) to a multiple of {self.groups}, or choose another norm."
             )
         self.gamma = self.add_weight(name="gamma", shape=(channels,), initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=(channels,), initializer="zeros", autocast=False)

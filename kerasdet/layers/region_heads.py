@@ -20,6 +20,13 @@ class BoxHead(ConfigFromInit, keras.layers.Layer):
         num_fcs: Number of fully connected layers; the standard head has 2.
         fc_channels: Number of output channels of each fully connected layer.
         norm: Norm of the convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+
+    Attributes:
+        out_channels: Length of a region's vector, after `build`: `fc_channels`, or the size of the flattened features
+            if `num_fcs` is 0.
+
+    Raises:
+        ValueError: If `num_convs` is not 0 and `norm` is unknown.
     """
 
     def __init__(
@@ -119,7 +126,10 @@ class MaskHead(ConfigFromInit, keras.layers.Layer):
         num_classes: K, number of classes without background.
         num_convs: Number of 3x3 convolutions before the transposed convolution.
         channels: Number of output channels of the 3x3 convolutions and of the transposed convolution.
-        norm: Norm of the convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm: Norm of the 3x3 convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+
+    Raises:
+        ValueError: If `num_convs` is not 0 and `norm` is unknown.
     """
 
     def __init__(self, num_classes: int, num_convs: int = 4, channels: int = 256, norm: str | None = None, **kwargs):

@@ -105,7 +105,7 @@ class ResNet(ConfigFromInit, keras.Model):
         check_features("ResNet", out_features, available)
         if unknown := set(deform_stages) - set(available):
             raise ValueError(
-                f"This ResNet has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "
+                f"ResNet.deform_stages has {', '.join(sorted(unknown))}: expected some of {', '.join(available)}. "
                 "Change deform_stages, or add stages."
             )
         check_positive("ResNet", width=width, groups=groups)

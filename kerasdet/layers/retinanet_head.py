@@ -22,6 +22,9 @@ class RetinaNetHead(ConfigFromInit, DenseHead):
         prior_probability: Probability of each class at each anchor before training, in (0, 1). A small value keeps
             the many negatives from dominating the first losses.
 
+    Raises:
+        UserError: If `num_convs` is negative, or `prior_probability` is not in (0, 1).
+
     Example:
         >>> model = kerasdet.RetinaNet(80, head=RetinaNetHead(num_convs=2, norm="gn"))
     """

@@ -23,13 +23,13 @@ class RoIPooler(ConfigFromInit):
         method: "roi_align" interpolates features at sample points and averages them (Mask R-CNN); "roi_pool" takes the
             maximum over cells (Fast R-CNN).
         sampling_ratio: Number of samples per output cell along each axis. 0: the number of feature map cells that an
-            output cell covers along the axis, rounded up. RoIAlign only.
+            output cell covers along the axis, rounded up. Only "roi_align" uses it.
         aligned: Whether the centre of a feature map's first cell is at coordinate 0.5 (detectron2, mmdetection). If
-            False it is at 0, and regions are at least one cell high and wide (torchvision). RoIAlign only.
+            False it is at 0, and regions are at least one cell high and wide (torchvision). Only "roi_align" uses it.
         level_epsilon: Constant added to a region's fractional level before it is rounded down; torchvision adds 1e-6.
 
     Raises:
-        UserError: If `method` is unknown.
+        UserError: If `method` is unknown, `output_size` is not a positive integer, or `sampling_ratio` is negative.
     """
 
     def __init__(
@@ -54,13 +54,17 @@ class RoIPooler(ConfigFromInit):
         """Pools the features of regions.
 
         Args:
-            pyramid: Features (B, h, w, C) by level name, for "p2", "p3" ... without a gap. If several levels have the
-                same stride, only the first of them is used, as in torchvision.
+            pyramid: Features (B, h, w, C) by level name, such as "p2", "p3", "p4". Level numbers must have no gap. If
+                several levels have the same number, such as "p5_first" and "p5", only the first is used, as in
+                torchvision.
             rois: (B, P, 4) yxyx in pixels of the network's input.
             output_size: Side S of the pooled features, in cells. None: `output_size` of the pooler.
 
         Returns:
             Pooled features (B * P, S, S, C).
+
+        Raises:
+            ValueError: If the level numbers have a gap.
         """
         size = output_size or self.output_size
         maps = {}

@@ -27,7 +27,7 @@ class RTMDetHead(ConfigFromInit, DenseHead):
     """Predicts classes and distances to the sides of a box for each point (RTMDet, https://arxiv.org/abs/2212.07784).
 
     The levels share the towers' convolutions; each level has its own predictors and batch norms. The head returns raw
-    distances, which `DistanceCoder.activate` converts to distances in strides.
+    distances, which `DistanceCoder.activate` converts to distances, by default in strides.
 
     Args:
         num_convs: Number of convolutions in each tower.
@@ -38,6 +38,9 @@ class RTMDetHead(ConfigFromInit, DenseHead):
             norms twice. kerasdet runs it once, and squares the momentum so that one update has the same effect.
         box_bias: Raw distance that each point predicts before training.
         prior_probability: Probability of each class at each point before training, in (0, 1).
+
+    Raises:
+        UserError: If `num_convs` is negative, or `prior_probability` is not in (0, 1).
 
     Example:
         >>> model = kerasdet.RTMDet(80, head=RTMDetHead(norm="sync_bn"))

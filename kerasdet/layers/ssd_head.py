@@ -18,7 +18,8 @@ class SSDHead(ConfigFromInit, DenseHead):
     Args:
         separable: Whether each predictor is a depthwise 3x3 convolution with ReLU6 followed by a 1x1 convolution
             (SSDLite). If False it is a 3x3 convolution.
-        norm: Norm after the depthwise convolutions, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
+        norm: Norm after the depthwise convolutions, a name in `kerasdet.layers.norm.NORMS`. None: no norms. Only for
+            `separable` heads.
         norm_epsilon: Constant that the norms add to variances.
         norm_momentum: Weight of the old value when a training step updates a running average of the norms, in [0, 1].
 

@@ -26,7 +26,7 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
             padding. It reduces height and width by two cells, such as from 3x3 to 1x1. SSD300 has 2 such levels.
             Must be 0 if `separable` is True.
         separable: Whether each 3x3 convolution is a depthwise one with ReLU6, followed by a 1x1 convolution (SSDLite).
-        norm: Norm after each convolution, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
+        norm: Norm after each convolution of the extra levels, a name in `kerasdet.layers.norm.NORMS`. None: no norms.
         norm_epsilon: Constant that the norms add to variances.
         norm_momentum: Weight of the old value when a training step updates a running average of the norms, in [0, 1].
         finest_scale: Initial value of a trainable factor per channel, by which the finest level is multiplied after an
@@ -37,6 +37,7 @@ class SSDNeck(ConfigFromInit, keras.layers.Layer):
     Raises:
         UserError: If there is no extra level, `unpadded` is negative or exceeds the number of extra levels, or the
             neck is `separable` and `unpadded` is not 0.
+        ValueError: If `norm` is unknown.
 
     Example:
         >>> neck = SSDNeck(("c3", "c4"), (512, 256, 256, 256), unpadded=2, finest_scale=20.0)

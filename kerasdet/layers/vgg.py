@@ -94,7 +94,8 @@ class VGG(ConfigFromInit, keras.Model):
             training: Ignored: the model has no norms.
 
         Returns:
-            A dict of ``c3`` and ``c4``, (B, h, w, C) each; h and w are H and W divided by the stride, rounded up.
+            A dict of ``c3`` and ``c4``, (B, h, w, C) each. ``c3`` has ceil((H // 4) / 2) rows, and ``c4`` half
+            as many, rounded down. The numbers of columns follow from W in the same way.
         """
         x, convs = images, iter(self.convs)
         for stage, (count, pool) in enumerate(zip(self.stages, [*self.pools, self.last_pool], strict=True)):

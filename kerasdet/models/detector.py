@@ -1,6 +1,8 @@
 """Defines `Detector`, the base class of all models: it adds post-processing and `detect` to `Trainer`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,12 @@ import tensorflow as tf
 
 from kerasdet.arguments import check_names
 from kerasdet.errors import UserError
+from kerasdet.inference.images import warn_of_fractions
 from kerasdet.inference.padded import BranchOutput, rescale
-from kerasdet.inference.predictor import Predictor, batch_sizes
+from kerasdet.inference.predictor import Predictor, batch_sizes, check_batch
 from kerasdet.inference.preprocessing import Preprocessing
 from kerasdet.models.batch import drop_padded_outputs, pad_empty_batch, unpack_batch, valid_size
+from kerasdet.models.first_batch import check_has_images
 from kerasdet.models.trainer import Trainer
 from kerasdet.ops import implementation
 
@@ -37,6 +41,7 @@ class Detector(Predictor, Trainer):
         branches: Layers that predict further outputs, such as masks; see `kerasdet.models.branch`.
     """
 
+    _num_classes: int | None = None
     branches: Sequence[keras.layers.Layer] = ()
     pretrained_classes = None  # `training.class_weights.ClassWeights` of the detector that this one is fine-tuned from
     has_background = False  # whether the last class logit is that of the background
@@ -60,6 +65,21 @@ class Detector(Predictor, Trainer):
         )
         # In a namespace, because Keras would track and export a function that is an attribute of the model.
         self._functions = SimpleNamespace(detect=function)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes K, or None for a model without classes. It cannot change after construction."""
+        return self._num_classes
+
+    @num_classes.setter
+    def num_classes(self, num_classes: int | None) -> None:
+        if self.built and num_classes != self._num_classes:  # the weights have the number of classes at construction
+            raise UserError(
+                f"num_classes of a {type(self).__name__} was changed from {self._num_classes} to {num_classes!r}: "
+                "expected no change, because its weights depend on the number of classes. Make a new model, or load a "
+                "file with kerasdet.loading.pretrained(file, num_classes=...)."
+            )
+        self._num_classes = num_classes
 
     @property
     def class_names(self) -> Sequence[str] | None:
@@ -104,9 +124,97 @@ class Detector(Predictor, Trainer):
             image_size: (B, 2) int32 heights and widths of the images in the network's input, in pixels.
 
         Returns:
-            The pyramid, a dict from level name to features (B, h, w, C). Subclasses may return a dict of other outputs.
+            The pyramid, a dict from level name to features (B, h, w, C), or an empty dict if the model returns no
+            pyramid. Subclasses may return a dict of other outputs.
         """
         return outputs.get("pyramid", {})
+
+    def __call__(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Runs the network after a check of its inputs: an error inside `call` would print pages of Keras.
+
+        Args:
+            inputs: A batch, see `Detector`.
+            *args: Passed to `call`.
+            **kwargs: Passed to `call`.
+
+        Returns:
+            The result of `call`.
+
+        Raises:
+            UserError: If the batch has another form or no image.
+        """
+        _check_inputs(inputs)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        """Detects objects in batches, as in Keras; `detect` takes images of any size.
+
+        Args:
+            x: A batch, see `Detector`, or a dataset of batches.
+            *args: Passed to `keras.Model.predict`.
+            **kwargs: Passed to `keras.Model.predict`.
+
+        Returns:
+            Padded detections in pixels of the network's input, as `postprocess` returns them.
+
+        Raises:
+            UserError: If a batch has another form, or there is no image.
+        """
+        if isinstance(x, list | tuple):  # Keras would take the items as several inputs, and their rows as images
+            raise UserError(
+                f"predict got a {type(x).__name__}: expected a batch (B, H, W, 3), a dict with 'image', or a dataset. "
+                "Use model.detect(images), or predict(model.preprocessing.batch(images))."
+            )
+        if isinstance(x, np.ndarray | tf.Tensor | Mapping):  # before Keras splits it into batches
+            _check_inputs(x)
+        check_has_images(x)
+        return super().predict(x, *args, **kwargs)
+
+    def load_weights(self, filepath: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Loads the weights of a model with the same parts, as in Keras.
+
+        Args:
+            filepath: Path of a ``.weights.h5`` or ``.keras`` file.
+            *args: Passed to `keras.Model.load_weights`.
+            **kwargs: Passed to `keras.Model.load_weights`.
+
+        Raises:
+            UserError: If the file is from a model with another number of classes.
+            ValueError: If the file is from a model with other parts.
+        """
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except ValueError:
+            count = _saved_classes(self, Path(filepath))
+            if count in (None, self.num_classes):
+                raise
+            raise UserError(
+                f"{filepath} has weights for {count} classes, but the model has {self.num_classes}: expected the same "
+                f"number. Make the model with num_classes={count}; or fine-tune a .keras file with "
+                f"kerasdet.loading.pretrained(file, num_classes={self.num_classes})."
+            ) from None
+
+    def make_predict_function(self, force: bool = False) -> Callable:
+        """Builds the function that `predict` calls for each batch. Overrides Keras; do not call it directly.
+
+        Args:
+            force: Whether to rebuild an existing function.
+
+        Returns:
+            The function.
+        """
+        if self.predict_function is None or force:
+            super().make_predict_function(force)
+            run = self.predict_function
+
+            def function(batches):
+                for batch in batches:
+                    for each in self.distribute_strategy.experimental_local_results(batch):
+                        _warn_of_fractions(unpack_batch(each))
+                return run(batches)
+
+            self.predict_function = function
+        return self.predict_function
 
     def predict_step(self, data: Mapping | tuple) -> dict[str, tf.Tensor]:
         """Detects objects in a batch; Keras' `predict` calls this.
@@ -208,6 +316,45 @@ class Detector(Predictor, Trainer):
         with implementation("tensorflow"):  # the file must run without kerasdet's compiled ops
             archive.add_endpoint("serve", serve, [tf.TensorSpec([None, None, None, 3], tf.float32, name="image")])
             archive.write_out(filepath, verbose=verbose, **kwargs)
+
+
+def _saved_classes(model, path):
+    """Returns the number of classes of the model whose weights a file holds, or None if it cannot be told."""
+    import h5py  # a dependency of Keras
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    with contextlib.ExitStack() as stack:
+        if zipfile.is_zipfile(path):
+            path = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open("model.weights.h5"))
+        stack.enter_context(h5py.File(path)).visititems(
+            lambda name, item: shapes.update({name: getattr(item, "shape", ())})
+        )
+    ours = {variable.path: variable.shape for variable in model.variables}
+    saved, own = _biases(shapes, "class_logits"), _biases(ours, "class_logits")
+    # With other anchors, the number of logits does not tell the number of classes
+    if not saved or not own or _biases(shapes, "box_deltas") != _biases(ours, "box_deltas"):
+        return None
+    background = int(model.has_background)
+    return saved * (model.num_classes + background) // own - background
+
+
+def _biases(shapes, layer):
+    """Sums the lengths of the biases of a layer, from the shapes of variables by path."""
+    names = {f"/{path}": shape for path, shape in shapes.items() if len(shape) == 1}
+    # The boxes of a second stage may have 4 numbers a class
+    return sum(n for name, (n,) in names.items() if f"/{layer}/" in name and "/box_predictor/box_deltas/" not in name)
+
+
+def _check_inputs(inputs):
+    """Raises a UserError if the inputs of a model have another form or no image."""
+    check_batch(inputs if isinstance(inputs, Mapping) else {"image": inputs})
+
+
+def _warn_of_fractions(batch):
+    """Warns if the pixels of a batch of floats seem to be in 0..1."""
+    image = batch.get("image") if isinstance(batch, Mapping) else batch
+    if hasattr(image, "dtype") and tf.as_dtype(image.dtype).is_floating:
+        warn_of_fractions("The batch", np.max(image, initial=0))
 
 
 def unpack_inputs(inputs: Mapping[str, tf.Tensor] | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:

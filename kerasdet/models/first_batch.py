@@ -1,7 +1,7 @@
 """Checks the first batch of `fit` and `evaluate` for mistakes that the losses would not show."""
 
-import warnings
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kerasdet.data.values import are_fractions
 from kerasdet.errors import UserError
-from kerasdet.inference.images import shape_remedy
+from kerasdet.inference.images import shape_remedy, warn_of_fractions
 from kerasdet.models.batch import unpack_batch
 
 # Key -> shape: B images of H x W pixels, M objects, masks of S x S cells, J keypoints
@@ -24,6 +24,47 @@ _SHAPES = {
 }
 
 
+def check_keras_arguments(method: Callable, *args: Any, **kwargs: Any) -> None:
+    """Checks the arguments of Keras' `fit` or `evaluate`. Keras drops some that it does not use without a message.
+
+    Args:
+        method: `fit` or `evaluate` of `keras.Model`.
+        *args: Positional arguments of the call.
+        **kwargs: Keyword arguments of the call.
+
+    Raises:
+        UserError: If targets or weights are given beside the batches, or there is no image.
+    """
+    given = inspect.signature(method).bind(*args, **kwargs).arguments
+    if given.get("y") is not None:
+        raise UserError(
+            f"{method.__name__} got y beside x: expected one dict with 'image', 'boxes' and 'class_ids'. Call "
+            f"{method.__name__}(batch) or {method.__name__}(dataset of batches) instead of {method.__name__}(x, y)."
+        )
+    for name in ("sample_weight", "class_weight"):
+        if given.get(name) is not None:
+            raise UserError(
+                f"{method.__name__} got {name}: expected none, because the losses do not use it. Remove {name}."
+            )
+    check_has_images(given.get("x"))
+
+
+def check_has_images(data: Any) -> None:
+    """Checks that there is an image to train or to detect on.
+
+    Args:
+        data: A batch, a `tf.data.Dataset`, or any other value that Keras accepts, which is not checked.
+
+    Raises:
+        UserError: If the batch has no image, or the dataset is known to have no batch.
+    """
+    image = data.get("image") if isinstance(data, Mapping) else data
+    if isinstance(image, np.ndarray | tf.Tensor) and image.shape[:1] == (0,):
+        raise UserError("The batch has no image: expected one or more. Remove empty batches.")
+    if isinstance(data, tf.data.Dataset) and data.cardinality() == 0:
+        raise UserError("The dataset has no batch: expected one or more. Check what it reads, and `take` and `skip`.")
+
+
 def check_first_batch(data: Mapping | tuple) -> None:
     """Checks shapes and dtypes of a batch, and the units of its pixels, boxes and masks.
 
@@ -31,7 +72,7 @@ def check_first_batch(data: Mapping | tuple) -> None:
 
     Args:
         data: A training batch (see `kerasdet.models.batch.training_batch`), or a tuple that starts with one. A batch
-            that is not a dict, or lacks a key, is not checked, because `training_batch` raises an error for it.
+            that is not a dict, or lacks a required key, is not checked: `training_batch` raises an error for it.
 
     Raises:
         UserError: If an entry has a wrong shape or dtype, values in a wrong unit, or a box without area, or if there
@@ -54,7 +95,9 @@ def check_first_batch(data: Mapping | tuple) -> None:
 def _array(name, value) -> np.ndarray:
     if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
         kind = "RaggedTensor" if isinstance(value, tf.RaggedTensor) else "SparseTensor"
-        remedy = "batch with padded_batch, or call to_tensor" if kind == "RaggedTensor" else "call tf.sparse.to_dense"
+        remedy = "call tf.sparse.to_dense"
+        if kind == "RaggedTensor":
+            remedy = "batch with padded_batch, or call to_tensor; pad class_ids with -1"
         raise _error(f"{name} as a {kind}", "a dense tensor, padded with class id -1", remedy)
     array = np.asarray(value)
     if array.dtype.kind not in ("iuf" if name == "image" else "biuf") and array.dtype != tf.bfloat16.as_numpy_dtype:
@@ -86,7 +129,7 @@ def _check_shapes(arrays):
 def _remedy(name, array):
     if name == "image":
         return shape_remedy(array.shape[1:])
-    return "cut each mask to its box, and resize it to a square" if name == "masks" else f"reshape {name}"
+    return "cut each mask to its box, and resize it to a square" if name == "masks" else f"give {name} this shape"
 
 
 def _check_pixels(image):
@@ -96,12 +139,7 @@ def _check_pixels(image):
     if low < -1 or (low < 0 and high <= 1) or high > 256:
         remedy = "undo the normalisation, because the model normalises its images" if low < 0 else "scale the pixels"
         raise _error(f"pixels from {low:.4g} to {high:.4g}", "RGB in 0..255", remedy)
-    if 0 < high <= 1:
-        warnings.warn(
-            "The first batch has no pixel above 1, although pixels are expected in 0..255: multiply the images by 255 "
-            "if their values are in 0..1.",
-            stacklevel=2,
-        )
+    warn_of_fractions("The first batch", high)
 
 
 def _check_sizes(arrays):

@@ -1,17 +1,18 @@
 """Defines `Trainer`: the steps of Keras' `fit` and `evaluate` for a detector, on one device or on many replicas."""
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.keras_compat import SkipSymbolicBuild, disable_gradient_reduction, flatten_layers, inner_optimizer
-from kerasdet.keras_utils import float_dtype
+from kerasdet.keras_utils import check_data_format, float_dtype
+from kerasdet.models.assertions import user_error, with_valid_objects
 from kerasdet.models.batch import (
     drop_padded_outputs,
     equal_parts,
@@ -20,7 +21,7 @@ from kerasdet.models.batch import (
     training_batch,
     unpack_batch,
 )
-from kerasdet.models.first_batch import check_first_batch
+from kerasdet.models.first_batch import check_first_batch, check_has_images, check_keras_arguments
 from kerasdet.ops.distribute import global_sum, local_reductions, local_replicas, num_replicas
 
 
@@ -43,6 +44,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     def __init__(self, loss_names: Sequence[str], **kwargs):
         super().__init__(**kwargs)
+        check_data_format()
         self.loss_names = tuple(loss_names)
         self.micro_batches = 1
         self.xla = False
@@ -58,6 +60,74 @@ class Trainer(SkipSymbolicBuild, keras.Model):
     def metrics(self) -> list[keras.Metric]:
         """Running means of the losses, the gradient norm and the number of positives; Keras resets them every epoch."""
         return [*super().metrics, *self._metric_state.losses, *self._metric_state.steps]
+
+    def compile(
+        self,
+        optimizer: keras.Optimizer | str = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Sets the optimizer, as in Keras. The model computes its own losses.
+
+        Args:
+            optimizer: A Keras optimizer or its name.
+            loss: Must be None, as `loss_weights`, `metrics` and `weighted_metrics`.
+            loss_weights: Must be None.
+            metrics: Must be None.
+            weighted_metrics: Must be None.
+            **kwargs: Passed to `keras.Model.compile`.
+
+        Raises:
+            UserError: If a loss or a metric is given.
+        """
+        refused = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+        }
+        for name, value in refused.items():
+            if value is not None:
+                raise UserError(
+                    f"compile got {name}: expected none, because a {type(self).__name__} computes its own losses. "
+                    f"Remove {name}. Losses are arguments of the model and its parts; kerasdet.evaluate measures AP."
+                )
+        super().compile(optimizer, **kwargs)
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains on batches, as in Keras.
+
+        Args:
+            *args: Passed to `keras.Model.fit`; the first is a dataset of training batches or one training batch.
+            **kwargs: Passed to `keras.Model.fit`.
+
+        Returns:
+            The losses of each epoch.
+
+        Raises:
+            UserError: If targets or weights are given beside the batches, or there is no image.
+        """
+        check_keras_arguments(super().fit, *args, **kwargs)
+        return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> list[float] | dict[str, float]:
+        """Computes the losses of batches, as in Keras. `kerasdet.evaluate` measures AP.
+
+        Args:
+            *args: Passed to `keras.Model.evaluate`; the first is a dataset of training batches or one training batch.
+            **kwargs: Passed to `keras.Model.evaluate`.
+
+        Returns:
+            The losses, as a list or, with `return_dict=True`, by name.
+
+        Raises:
+            UserError: If targets or weights are given beside the batches, or there is no image.
+        """
+        check_keras_arguments(super().evaluate, *args, **kwargs)
+        return super().evaluate(*args, **kwargs)
 
     def build_optimizer(self) -> None:
         """Creates the variables of the optimizer. With `use_ema` these include averages of the norms' statistics.
@@ -86,7 +156,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         Returns:
             The running means of the losses, the gradient norm and the number of positives, by name.
         """
-        batch = pad_to_global_max(self._with_finite_pixels(self._with_valid_objects(training_batch(data))))
+        batch = self._with_finite_pixels(self._padded_batch(data))
         gradients, losses, positives = self._accumulate_gradients(batch)
         gradients = global_sum(gradients)
         norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(tf.ones([], float_dtype()))
@@ -108,7 +178,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         Returns:
             The running means of the losses by name.
         """
-        batch, is_real = pad_empty_batch(pad_to_global_max(self._with_valid_objects(training_batch(data))))
+        batch, is_real = pad_empty_batch(self._padded_batch(data))
         outputs = self.forward(batch, training=False)
         targets = self.compute_targets(outputs, batch)
         outputs, targets = drop_padded_outputs(outputs, is_real), drop_padded_outputs(targets, is_real)
@@ -167,6 +237,10 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             mean.update_state(losses[mean.name] * num_replicas())
         return {mean.name: mean.result() for mean in self._metric_state.losses}
 
+    def _padded_batch(self, data):
+        """Returns a training batch with valid objects, whose images are as large as those of all replicas."""
+        return pad_to_global_max(with_valid_objects(data, getattr(self, "num_classes", None)))
+
     def _with_finite_pixels(self, batch):
         """Returns the batch after an assertion that its pixels are finite: others would spoil the averages of norms."""
         image = tf.convert_to_tensor(batch["image"])
@@ -182,31 +256,6 @@ class Trainer(SkipSymbolicBuild, keras.Model):
         finite = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(image)), message, summarize=64)
         with tf.control_dependencies([finite]):
             return {**batch, "image": tf.identity(image)}
-
-    def _with_valid_objects(self, batch):
-        """Returns the batch after assertions that its class ids exist and its boxes are finite and not inverted."""
-        boxes, class_ids = batch["boxes"], batch["class_ids"]
-        num_classes = getattr(self, "num_classes", None)  # None for a model without classes
-        wrong_class = class_ids < -1
-        if num_classes is not None:
-            wrong_class |= class_ids >= num_classes
-        in_order = tf.reduce_all(boxes[..., 2:] >= boxes[..., :2], -1)
-        finite = tf.reduce_all(tf.math.is_finite(boxes), -1)
-        wrong_box = (class_ids >= 0) & ~(in_order & finite)  # (B, M); a box of padding may be anything
-        expected = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"
-        checks = [
-            _assert_no_object(
-                wrong_class, batch, f"A class id must be {expected}, or -1 for padding; found the class id", class_ids
-            ),
-            _assert_no_object(
-                wrong_box,
-                batch,
-                "A box is inverted or not finite; expected (y1, x1, y2, x2) in pixels, y1 < y2, x1 < x2. Found the box",
-                boxes,
-            ),
-        ]
-        with tf.control_dependencies(checks):
-            return {**batch, "boxes": tf.identity(boxes), "class_ids": tf.identity(class_ids)}
 
     def _assert_finite_loss(self, norm, losses, batch):
         """Returns an assertion that stops before a loss or gradient that is not finite reaches the weights."""
@@ -299,6 +348,8 @@ class Trainer(SkipSymbolicBuild, keras.Model):
                 checked.append(True)
                 for each in strategy.experimental_local_results(batch):
                     check_first_batch(each)
+            if strategy.num_replicas_in_sync == 1:  # one of several may lack images, see `pad_empty_batch`
+                check_has_images(unpack_batch(batch))
             if self.run_eagerly:
                 return run(batch)
             spec = getattr(iterator, "element_spec", None)  # sizes that vary are None, so one trace serves all batches
@@ -309,7 +360,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             try:
                 return compiled[1](batch)
             except tf.errors.InvalidArgumentError as error:
-                raise _user_error(error) from None
+                raise user_error(error) from None
 
         return function
 
@@ -373,38 +424,6 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     # kerasdet's batch norms have a `mode`
     norms = [norm for norm in norms if getattr(norm, "mode", "bn") in ("bn", "sync_bn")]
     return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
-
-
-def _assert_no_object(wrong, batch, message, values):
-    """Returns an assertion that no object is wrong, whose message shows the first wrong object.
-
-    Args:
-        wrong: (B, M) bool.
-        batch: Training batch. If it has `image_id` (B,), the message names the image.
-        message: Text before the value.
-        values: (B, M, ...), the value of each object, such as its box.
-    """
-    # One more row and image, because B or M may be 0: the graph gathers an object even if no object is wrong
-    wrong = tf.pad(tf.cast(wrong, float_dtype()), [[0, 1], [0, 1]])
-    values = tf.pad(values, [[0, 1], [0, 1]] + [[0, 0]] * (values.shape.rank - 2))
-    first = tf.argmax(tf.reshape(wrong, [-1]), output_type=tf.int32)
-    image, row = first // tf.shape(wrong)[1], first % tf.shape(wrong)[1]
-    data = [message, values[image, row], "of object", row, "in image", image, "of the batch"]
-    if "image_id" in batch:
-        data += ["with the image id", tf.pad(tf.convert_to_tensor(batch["image_id"]), [[0, 1]])[image]]
-    return tf.debugging.Assert(tf.reduce_max(wrong) < 0.5, data, summarize=4)
-
-
-def _user_error(error):
-    """Converts the error of a failed assertion of this module to an error of one sentence; returns others unchanged."""
-    failed = re.search(r"assertion failed: (.*)", error.message)
-    if not failed:
-        return error
-    # TensorFlow writes the facts as a list of bracketed values
-    text = " ".join(re.findall(r"\[([^\[\]]*(?:\[[^\[\]]*\])?[^\[\]]*)\]", failed.group(1))) or failed.group(1)
-    if "is not finite at iteration" in text:
-        return FloatingPointError(text)
-    return UserError(f"{text}. Correct the batch.") if text.startswith(("A class id", "A box")) else error
 
 
 def _with_total(losses):

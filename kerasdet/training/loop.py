@@ -177,7 +177,7 @@ class TrainingLoop(keras.callbacks.Callback):
                 self._save(step)  # the run ends here: the returned weights are those of the last checkpoint
 
     def _should_stop(self, step):
-        """Returns whether any worker received SIGTERM; the result is the same on all workers."""
+        """Returns, equally on all workers, whether any received SIGTERM; several workers ask only every 5th step."""
         strategy = self.detector.distribute_strategy
         is_due = step % STOP_CHECK_INTERVAL == 0 or worker_rank(strategy)[1] == 1
         return is_due and any(all_gather_object(strategy, self.stop_requested))

@@ -83,7 +83,7 @@ def worker_environments(count: int, num_gpus: int) -> list[dict[str, str]]:
 
 
 def _wait(workers, received):
-    """Waits for all workers; returns the sorted exit codes of failed workers, without those that it kills itself."""
+    """Waits for all workers; returns the sorted exit codes of the workers that failed before this function ends any."""
     passed_on, deadline = 0, math.inf
     while True:
         for number in received[passed_on:]:

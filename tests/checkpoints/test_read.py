@@ -449,7 +449,7 @@ def test_zip_files_without_checkpoint_raise(refused):
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, "gap"),
         ({"a": {"dtype": "F32", "shape": [2**70], "data_offsets": [0, 8]}}, "fill the memory"),
         ({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}, "F8_E4M3"),
-        ({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, "which kerasdet does not know"),
+        ({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, "expected one of F64, F32"),
         ({"a": {"shape": [2], "data_offsets": [0, 8]}}, "no valid"),
         ({"a": [1]}, "no valid"),
         ({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}, "overlaps"),

@@ -325,6 +325,10 @@ MISTAKES = {
         ["eval", "--detections", "{}/words.json", *DATA, "--tta"],
         "--tta has no effect with --detections",
     ),
+    "eval: a size twice": (
+        ["eval", "{}/run", "--tta", "64", "64"],
+        "--tta 64 64 names a size twice: expected different",
+    ),
     "predict: image before the model": (
         ["predict", PICTURE, "{}/shapes/images"],
         "000001.jpg is an image: expected the folder of a run, a .keras file or an export. Pass the model first",

@@ -239,6 +239,11 @@ def test_boundary_ap_equals_pycocotools_with_plain_rims():
     assert metrics["AP75"] < evaluate_rules("coco", truth, results)["segm/AP75"]
 
 
+def test_unknown_rules_name_the_option():
+    with pytest.raises(UserError, match=r"rules is 'pascal': expected one of coco, voc, .* Change --metrics \(Python:"):
+        evaluate_rules("pascal", {}, [])
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rules")

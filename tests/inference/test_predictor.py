@@ -129,6 +129,14 @@ def test_batches_of_another_form_raise(batch, message):
         batch_sizes(batch)
 
 
+def test_detect_in_a_graph_raises():
+    with (
+        tf.Graph().as_default(),
+        pytest.raises(UserError, match=r"detect was called inside .* Use model.detect_batch\("),
+    ):
+        Corners().detect(np.zeros((8, 8, 3), np.uint8))
+
+
 def test_a_predictor_without_detect_batch_raises():
     with pytest.raises(NotImplementedError, match="Predictor does not define detect_batch"):
         Predictor().detect(np.zeros((8, 8, 3), np.uint8))

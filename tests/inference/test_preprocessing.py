@@ -1,12 +1,14 @@
 """Opening, resizing, padding and normalising images for inference."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from kerasdet.data.images import read
 from kerasdet.errors import UserError
 from kerasdet.inference import KeepSize, Preprocessing, open_images
 from kerasdet.ops import resize as resize_ops
@@ -132,6 +134,27 @@ def test_batch_of_a_tensor_in_a_graph_equals_a_list(rng, rule):
         np.testing.assert_array_equal(value, expected[name])
 
 
+@pytest.mark.parametrize("rule", [Preprocessing(shortest=64, longest=96), KeepSize()])
+def test_batch_checks_its_images(rule):
+    for images, message in (
+        ([], "There is no image: expected at least one, got an empty list"),
+        (
+            [np.zeros((8, 9, 3)), np.zeros((8, 9))],
+            r"Image 1 is an array of shape \(8, 9\): expected .* repeat the grey",
+        ),
+        (np.zeros((2, 8, 9, 1)), r"Image 0 is an array of shape \(8, 9, 1\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rule.batch(images)
+    with pytest.warns(UserWarning, match="Image 0 has no pixel above 1"):
+        rule.batch([np.full((8, 9, 3), 0.5)])
+
+
+def test_batch_of_one_image_is_that_of_a_list(picture):
+    for name, value in Preprocessing(shortest=64, longest=96).batch(picture).items():
+        np.testing.assert_array_equal(value, Preprocessing(shortest=64, longest=96).batch([picture])[name])
+
+
 def test_keep_size_leaves_pixels_and_type(rng):
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((5, 7), (9, 3))]
     batch = KeepSize().batch(images)
@@ -211,7 +234,7 @@ def test_pil_images_of_8_bits_become_rgb(picture, mode):
 
 
 def test_floats_on_a_scale_of_one_warn(picture):
-    with pytest.warns(UserWarning, match="Image 0 has no value above 1.* multiply the image by 255"):
+    with pytest.warns(UserWarning, match="Image 0 has no pixel above 1.* multiply the pixels by 255"):
         open_images(picture / 255)
 
 
@@ -252,10 +275,18 @@ def test_bad_image_raises_with_index_and_remedy(name):
 
 
 def test_missing_file_raises(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Image 1, '.*b\.jpg', is missing: expected the path of a JPEG"):
+    with pytest.raises(FileNotFoundError, match=r"Image 1, '.*b\.jpg', does not exist: expected the path of a JPEG"):
         open_images([np.zeros((8, 8, 3), np.uint8), tmp_path / "b.jpg"])
     with pytest.raises(FileNotFoundError, match=r"Image 0, '.*', is a folder: expected the path"):
         open_images(tmp_path)
+
+
+def test_pipe_raises(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(FileNotFoundError, match=r"Image 0, '.*a\.jpg', is a pipe or a device: expected the path"):
+        open_images(tmp_path / "a.jpg")
+    with pytest.raises(FileNotFoundError, match=r"The image .*a\.jpg is a pipe or a device: expected a JPEG"):
+        read(tmp_path / "a.jpg")
 
 
 def test_file_that_is_no_image_raises(tmp_path):

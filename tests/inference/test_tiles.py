@@ -66,7 +66,7 @@ def scene():
 
 
 @pytest.mark.parametrize("size", [(100, 100), (101, 250), (640, 30), (333, 777), (1, 1)])
-@pytest.mark.parametrize(("tile", "overlap"), [(100, 0.0), (100, 0.2), (64, 0.5), (50, 0.99), (1000, 0.2)])
+@pytest.mark.parametrize(("tile", "overlap"), [(100, 0.0), (100, 0.2), (64, 0.5), (50, 0.9), (1000, 0.2)])
 def test_tiles_cover_the_image_and_overlap(size, tile, overlap):
     tiles = tile_boxes(*size, tile, overlap)
     assert (tiles[:, :2] >= 0).all() and (tiles[:, 2:] <= size).all()
@@ -212,7 +212,8 @@ def test_it_describes_itself_like_its_model(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tile": 0}, "tile is 0: expected a positive integer"),
+        ({"tile": 0}, "tile is 0: expected whole pixels, 16 or more"),
+        ({"tile": 1}, "tile is 1: expected whole pixels, 16 or more"),
         ({"tile": 64.5}, r"tile is 64\.5"),
         ({"overlap": 1.0}, r"overlap is 1\.0: expected a fraction of 0 or more"),
         ({"overlap": -0.1}, r"overlap is -0\.1"),
@@ -222,3 +223,10 @@ def test_it_describes_itself_like_its_model(model):
 def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(UserError, match=message):
         TiledPredictor(Blobs(), **arguments)
+
+
+def test_too_many_tiles_raise():
+    with pytest.raises(
+        UserError, match=r"tile=32 with overlap=0\.99 cuts an image of 400x300 pixels into 99,2.* tiles"
+    ):
+        TiledPredictor(Blobs(), tile=32, overlap=0.99).detect(np.zeros((400, 300, 3), np.uint8))

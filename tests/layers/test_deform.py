@@ -96,7 +96,7 @@ def test_saved_resnet_loads_with_equal_features(rng, tmp_path):
 
 
 def test_resnet_rejects_unknown_stages_and_groups_in_basic_blocks():
-    with pytest.raises(ValueError, match="no feature"):
+    with pytest.raises(ValueError, match="deform_stages has c7: expected some of c2"):
         small_resnet(deform_stages=("c7",))
     with pytest.raises(ValueError, match="basic blocks allow only 1"):
         small_resnet(block="basic", groups=2)

@@ -126,18 +126,32 @@ def test_with_score_threshold_refuses_a_model_without_one(model):
             r"A box is inverted or not finite; .* the box 60 95 30 50 .* with the image id 17",
         ),
         ("boxes", np.nan, r"A box is inverted or not finite; .* the box nan nan nan nan "),
+        ("is_crowd", 2, r"A value of is_crowd must be 0 or 1; found 2 of object 1 in image 0 of the batch with the"),
     ],
-    ids=["class", "negative class", "inverted", "nan"],
+    ids=["class", "negative class", "inverted", "nan", "crowd"],
 )
 def test_invalid_object_raises_before_a_step(name, value, message):
     model = retinanet()
     model.compile(optimizer=keras.optimizers.SGD(0.1))
-    data = {**batch(), name: batch()[name].copy()}
+    data = {**batch(), "is_crowd": batch()["is_crowd"].astype(np.int32)}
     data[name][0, 1] = value
     for step in (model.train_on_batch, model.test_on_batch):
         with pytest.raises(UserError, match=message) as error:
             step(data)
         assert "\n" not in str(error.value)
+
+
+def test_boxes_as_fractions_raise_in_every_batch():
+    model = retinanet()
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    good = {name: batch()[name] for name in ("image", "boxes", "class_ids")}
+    model.test_on_batch(good)
+    with pytest.raises(
+        UserError, match=r"^A box has no number above 1, .* in pixels, not fractions\. Found the box 0\."
+    ):
+        model.test_on_batch({**good, "boxes": good["boxes"] / 128})
+    single = np.where(np.arange(3) == 0, 0, -1) + np.int32([[0], [-1]])  # may be an object that a crop has cut
+    model.test_on_batch({**good, "boxes": good["boxes"] / 128, "class_ids": np.minimum(single, 0).clip(-1)})
 
 
 def test_padding_and_no_rows_are_no_mistakes():
@@ -153,7 +167,7 @@ def test_padding_and_no_rows_are_no_mistakes():
 def test_fit_with_separate_labels_raises():
     model = retinanet()
     model.compile(optimizer=keras.optimizers.SGD(0.1))
-    with pytest.raises(UserError, match=r"expected a dict with .* Call fit\(batch\) or .* instead of fit\(x, y\)"):
+    with pytest.raises(UserError, match=r"expected one dict with .* Call fit\(batch\) or .* instead of fit\(x, y\)"):
         model.fit(batch()["image"], batch()["class_ids"], verbose=0)
 
 

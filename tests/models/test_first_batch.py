@@ -80,6 +80,43 @@ def test_fit_and_evaluate_check_the_first_batch():
             run(wrong, verbose=0)
 
 
+@pytest.mark.parametrize("argument", ["loss", "loss_weights", "metrics", "weighted_metrics"])
+def test_compile_with_a_loss_or_metric_raises(argument):
+    with pytest.raises(
+        UserError, match=rf"^compile got {argument}: expected none, because a RetinaNet computes its own"
+    ):
+        tiny.detector().compile("sgd", **{argument: ["mse"]})
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    model = tiny.detector(num_classes=3)
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    return model
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"y": np.ones(2)}, r"got y beside x: expected one dict with 'image'"),
+        ({"sample_weight": np.ones(2)}, r"got sample_weight: expected none, because the losses do not use it"),
+        ({"x": {name: value[:0] for name, value in batch().items()}}, r"^The batch has no image: expected one or more"),
+        ({"x": tf.data.Dataset.from_tensors(batch()).skip(1)}, r"^The dataset has no batch"),
+        ({"x": tf.data.Dataset.from_tensors({k: v[:0] for k, v in batch().items()})}, r"^The batch has no image"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_that_keras_drops_and_empty_data_raise(compiled, arguments, message):
+    for run in (compiled.fit, compiled.evaluate):
+        with pytest.raises(UserError, match=message):
+            run(**{"x": batch(), **arguments}, verbose=0)
+
+
+def test_class_weights_raise(compiled):
+    with pytest.raises(UserError, match="fit got class_weight: expected none, because the losses do not use it"):
+        compiled.fit(tf.data.Dataset.from_tensors(batch()), class_weight={0: 1.0, 1: 2.0})
+
+
 def test_sample_weights_raise():
     with pytest.raises(UserError, match="sample weights: expected none, because the losses do not use them"):
         check_first_batch((batch(), None, np.ones(2)))
