@@ -25,7 +25,7 @@ _SHAPES = {
 
 
 def check_keras_arguments(method: Callable, *args: Any, **kwargs: Any) -> None:
-    """Checks the arguments of Keras' `fit` or `evaluate`. Keras drops some that it does not use without a message.
+    """Checks the arguments of Keras' `fit` or `evaluate`, because Keras ignores some of them without a message.
 
     Args:
         method: `fit` or `evaluate` of `keras.Model`.
