@@ -81,8 +81,8 @@ def export_onnx(
         FileExistsError: If `path` exists.
         OSError: If `path` cannot be written, or the file of a calibration image does not exist.
         TypeError: If `model` is not a detector.
-        UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
-            images, a package is missing, or the export does not support an op of the model.
+        UserError: If `path` has another suffix, an option is unknown or the model does not support it, "int8" lacks
+            calibration images, a package is missing, or the export does not support an op of the model.
 
     Example:
         >>> export_onnx(model, "detector.onnx")

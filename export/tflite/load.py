@@ -162,6 +162,6 @@ def _make_runner(path, num_threads) -> Callable[..., dict[str, np.ndarray]]:
             interpreter = Interpreter(str(path), num_threads=num_threads)
             interpreter.allocate_tensors()  # the first call would do it, outside of this block
             return interpreter.get_signature_runner()
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be loaded by LiteRT: {reason}. Export the model again.") from None

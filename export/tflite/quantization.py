@@ -23,6 +23,7 @@ import numpy as np
 
 from kerasdet.errors import UserError
 from kerasdet.export.tflite.native_log import without_delegate_line
+from kerasdet.keras_compat import tflite_schema
 
 _THREADS = 4
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONV_2D_TRANSPOSE")
@@ -64,6 +65,8 @@ def lower_precision(
         warnings.simplefilter("ignore")
         inputs = {"serving_default": [{"image": image[None]} for image in images]}
         ranges = work.calibrate(inputs, num_threads=_THREADS) if precision == "int8" else None
+        if ranges:
+            _widen(ranges, flatbuffer)
         result = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
 
@@ -104,6 +107,35 @@ def _to_int8(work, scopes):
     within = rf"^(?!.*norm).*/({'|'.join(map(re.escape, scopes))})(_\d+)?/"
     for operation in _BETWEEN if scopes else ():
         work.add_static_config(within, operation, **eight)
+
+
+def _widen(ranges, flatbuffer):
+    """Widens the ranges of outputs that are nearly constant, such as those of a ReLU that no calibration image reaches.
+
+    With its own range, such an output would have a scale that XNNPACK cannot run (input scale * weight scale / output
+    scale must be below 256), and LiteRT 2.3.0 then refuses the file or crashes. An output scale that equals the
+    largest input scale * weight scale is as fine as the integers that the op sums.
+
+    Args:
+        ranges: Dict of the arrays ``min`` and ``max`` by tensor name, with one element each; changed in place.
+        flatbuffer: The float32 TFLite file that was calibrated.
+    """
+    schema = tflite_schema()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
+    graph = model.subgraphs[0]
+    transposed = schema.BuiltinOperator.TRANSPOSE_CONV
+    weighted = {transposed, *(getattr(schema.BuiltinOperator, name) for name in _WEIGHTED[:3])}
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex].builtinCode
+        if code not in weighted:
+            continue
+        data = operator.inputs[2 if code == transposed else 0]
+        source, output = (ranges.get(graph.tensors[i].name.decode()) for i in (data, operator.outputs[0]))
+        weights = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
+        if source is None or output is None or weights is None:
+            continue
+        step = (source["max"] - source["min"]) * np.abs(weights.view(np.float32)).max() / 127
+        output["max"] = np.maximum(output["max"], output["min"] + step.max())
 
 
 def _quantizer() -> tuple[ModuleType, ModuleType]:

@@ -142,7 +142,10 @@ def _check_eval_options(options):
                     "instead of --detections."
                 )
     elif not options.model:
-        raise UserError("There is nothing to evaluate: pass a MODEL, or a file of COCO results with --detections.")
+        raise UserError(
+            "There is nothing to evaluate: pass a MODEL, or a file of COCO results with --detections and its ground "
+            "truth with --annotations."
+        )
     else:
         _check_dataset_options(options)
 

@@ -157,7 +157,7 @@ def _add_evaluation_data(command, data_help):
         "--images",
         type=_path,
         metavar="DIR",
-        help="folder of the images of --annotations (default: images/ next to them)",
+        help="folder of the images of --annotations (default: found near the file, such as images/ next to it)",
     )
 
 
@@ -418,7 +418,7 @@ def _add_analyze(commands):
         "--images",
         type=_path,
         metavar="DIR",
-        help="folder of the images if --data is a COCO file (default: found near it)",
+        help="folder of the images if --data is a COCO file (default: found near the file, such as images/ next to it)",
     )
     analyze.add_argument(
         "--against",

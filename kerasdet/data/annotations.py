@@ -339,7 +339,8 @@ class _AnnotationReader:
             self.changes.note("keypoints_outside_boxes", name(), fact)
         count = annotation.get("num_keypoints", len(points))
         if annotation["keypoints"] is not None and as_int(count) != len(points):
-            self.changes.note("contradicting_counts", name(), f'has "num_keypoints" {show(count)} but {len(points)}')
+            fact = f'has "num_keypoints" {show(count)} but {len(points)} labelled keypoints'
+            self.changes.note("contradicting_counts", name(), fact)
 
     def _error(self, name, problem):
         return UserError(f"{self.changes.source}: {name()} {problem}")

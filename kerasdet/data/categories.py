@@ -58,7 +58,8 @@ def read_categories(items: Sequence[Mapping], changes: Changes, keypoints: bool)
     by_name = {}
     for category in found.values():
         if (first := by_name.setdefault(category["name"], category)) is not category:
-            changes.add("repeated_names", f"category {category['id']}", f"is named {first['name']}, as {first['id']}")
+            fact = f"is named {first['name']!r}, as is category {first['id']}"
+            changes.add("repeated_names", f"category {category['id']}", fact)
     by_key = {}
     for name in by_name:
         if (first := by_key.setdefault(name.casefold(), name)) != name:

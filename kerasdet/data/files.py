@@ -188,7 +188,8 @@ class ImageFinder:
             if known and not found:
                 raise UserError(
                     f"{where} of the split {self.split} names the image {name!r}, but only another split has this "
-                    f"file: {known[0]}. Add the missing image to the split, or write the folder before the name."
+                    f"file: {known[0]}. Add the missing image to the split, or write the folder before the name in the "
+                    "annotations."
                 )
             if len(found) > 1:
                 raise UserError(

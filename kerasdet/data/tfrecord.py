@@ -348,8 +348,9 @@ def _keypoints(features, count, size, where, joints):
     seen = features.get(f"{prefix}visibility") or [2 if x or y else 0 for x, y in zip(xs, ys, strict=False)]
     if not len(xs) == len(ys) == len(seen) or len(xs) % count:
         raise UserError(
-            f"{where} has {len(xs)} x and {len(ys)} y coordinates of keypoints for {count} objects; expected the same "
-            "number of both, and a multiple of the number of objects. Write the record again."
+            f"{where} has {len(xs)} x and {len(ys)} y coordinates of keypoints and "
+            f"{len(features.get(f'{prefix}visibility', []))} visibilities for {count} objects; expected the same "
+            "number of each (visibilities may be missing), a multiple of the number of objects. Write the record again."
         )
     number = len(xs) // count
     if not joints:
@@ -395,9 +396,12 @@ def _names(category):
 
 def _categories(seen, files):
     """Returns the categories of records without a label map."""
-    if len(set(seen.values())) < len(seen):  # no labels, or labels that contradict the texts
+    owners: dict[int, list[str]] = {}
+    for name, label in sorted(seen.items()):
+        owners.setdefault(label, []).append(name)
+    if same := next((names for names in owners.values() if len(names) > 1), None):  # no labels, or contradicting texts
         raise UserError(
-            f"{files[0]}: the classes {', '.join(sorted(seen)[:5])} have the same label; expected one label per "
-            "class. Put the label map (.pbtxt) beside the file."
+            f"{files[0]}: the classes {', '.join(same[:5])} have the same label; expected one label per class. Put the "
+            "label map (.pbtxt) beside the file."
         )
     return [{"id": category_id, "name": name} for name, category_id in sorted(seen.items(), key=lambda item: item[1])]

@@ -353,7 +353,9 @@ def _row(words, names, size, keypoint_shape, where, changes):
         changes.add("scores_ignored", where, f"ends with {words[5]}, as detections do with a score")
         values = values[:4]
     if len(values) != 4 + count and (count or len(values) < 6 or len(values) % 2):
-        expected = f"4 + {count} for keypoints" if count else "4 for a box, or an even number, 6 or more, for a polygon"
+        expected = "4 for a box, or an even number, 6 or more, for a polygon"
+        if count:
+            expected = f"4 for the box and {count} for the keypoints"
         raise UserError(
             f"{where} has {len(values)} numbers after the class id; expected {expected}. Change or remove the line."
         )

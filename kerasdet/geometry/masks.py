@@ -176,7 +176,7 @@ def paste_masks(
       image that the mask covers. The logits are resized to 8 times their size, then to the image. A pixel belongs to
       the object if its probability is above the threshold.
 
-    A box with a non-finite coordinate gives an empty mask.
+    A box with a non-finite coordinate gives an empty mask; with "mmdet" only if the threshold is 0.5 or more.
 
     Args:
         mask_probs: (D, S, S), or (D, h, w) for "mmdet": for each cell of the box, the probability that it shows the

@@ -22,7 +22,7 @@ NORMALIZERS = ("ema", "batch", "image", "image_sum")
 class LossNormalizer(ConfigFromInit):
     """Computes the divisor of a dense detector's losses from the number of positives, counted over all replicas.
 
-    A positive is an anchor or point that is matched to an object.
+    A positive is an anchor or point that is matched to an object. The divisor counts at least one positive.
 
     Args:
         method: "ema": the running mean of the number of positives per batch (detectron2). "batch": the number of
@@ -130,8 +130,8 @@ def _check_strides(backbone, neck):
     wanted += (source,) if not source.startswith("p") and source not in wanted else ()
     if missing := [feature for feature in wanted if feature not in backbone.channels]:
         fix = f"let {name} return {' and '.join(missing)} (names state strides: c3 has a stride of 8 pixels)"
-        if isinstance(backbone, ResNet):
-            fix = f"give ResNet out_features={wanted}"
+        if hasattr(backbone, "out_features"):
+            fix = f"give {name} out_features={wanted}"
         raise UserError(
             f"The neck merges {', '.join(wanted)}, but the backbone {name} lacks {', '.join(missing)}: {fix}. Or give "
             f"the model a neck with other in_features; {name} has {', '.join(backbone.channels)}."
@@ -145,7 +145,8 @@ def _check_strides(backbone, neck):
         if level.isdigit() and backbone.strides[feature] != 2 ** int(level):
             raise UserError(
                 f"{name} states a stride of {backbone.strides[feature]} pixels for {feature}, but the neck and the "
-                f"anchors need {2 ** int(level)}: name each feature after its stride, such as c3 for 8 pixels."
+                f"anchors need {2 ** int(level)}: name each feature after its stride, such as c3 for 8 pixels, and do "
+                "not dilate stages that the neck merges."
             )
 
 
@@ -173,7 +174,7 @@ def _check_features(backbone):
         if len(shape) != 4 or shape[3] != channels:
             raise UserError(
                 f"{name}.channels states {channels} channels for {feature}, but `call` returns the shape {shape}: "
-                f"expected (B, h, w, C). Set channels['{feature}'] to C."
+                f"expected (B, h, w, {channels}). Return such a tensor, or correct channels['{feature}']."
             )
         if stride and shape[1:3] != (expected := (-(-height // stride), -(-width // stride))):
             raise UserError(

@@ -31,7 +31,7 @@ def attach_head(model: Detector) -> None:
     if tuple(anchors.levels) != tuple(neck.levels):
         raise UserError(
             f"The anchors are for the levels {tuple(anchors.levels)}, but the neck makes {tuple(neck.levels)}. Pass "
-            "an anchor generator with the levels of the neck."
+            f"anchors for the levels of the neck, such as {type(anchors).__name__}(..., levels={tuple(neck.levels)})."
         )
     if not neck.built:
         neck.build({name: (None, None, None, channels) for name, channels in model.backbone.channels.items()})

@@ -124,7 +124,8 @@ class Detector(Predictor, Trainer):
             image_size: (B, 2) int32 heights and widths of the images in the network's input, in pixels.
 
         Returns:
-            The pyramid, a dict from level name to features (B, h, w, C). Subclasses may return a dict of other outputs.
+            The pyramid, a dict from level name to features (B, h, w, C), or an empty dict if the model returns no
+            pyramid. Subclasses may return a dict of other outputs.
         """
         return outputs.get("pyramid", {})
 
@@ -140,7 +141,7 @@ class Detector(Predictor, Trainer):
             The result of `call`.
 
         Raises:
-            UserError: If the batch has another form or no image.
+            UserError: If the batch lacks `image`, an entry has another shape, or there is no image.
         """
         _check_inputs(inputs)
         return super().__call__(inputs, *args, **kwargs)
@@ -157,7 +158,7 @@ class Detector(Predictor, Trainer):
             Padded detections in pixels of the network's input, as `postprocess` returns them.
 
         Raises:
-            UserError: If a batch has another form, or there is no image.
+            UserError: If a batch lacks `image`, an entry has another shape, or there is no image.
         """
         if isinstance(x, list | tuple):  # Keras would take the items as several inputs, and their rows as images
             raise UserError(

@@ -48,9 +48,12 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
     Args:
         num_convs: Number of 3x3 convolutions before the layer that predicts the kernels; each level has its own.
         feature_convs: Number of 3x3 convolutions of the shared features.
-        norm: Norm of all these 3x3 convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
+        norm: Norm of the 3x3 convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         norm_epsilon: Constant that the norms add to variances.
         loss_weight: Factor of the loss.
+
+    Raises:
+        UserError: If `num_convs`, `feature_convs` or `loss_weight` is negative.
     """
 
     target_key = "masks"
@@ -172,8 +175,8 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
                 side.
 
         Returns:
-            The mask logits, (B, P, h, w), at the resolution of the finest level; each is sampled at the top-left corner
-            of its cell.
+            The mask logits, (B, P, h, w), for the h x w cells of the finest level. A logit is that of the top-left
+            corner of its cell.
         """
         kernels = tf.gather(all_levels(outputs, "kernels"), points, batch_dims=1)  # (B, P, 169)
         return _convolve(outputs["features"], kernels, tf.gather(squares, points), self.stride)
@@ -184,10 +187,13 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         Args:
             outputs: Result of `call`.
             batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels and ``masks`` (B, M, S, S), cropped to the
-                boxes.
+                boxes: bool, or uint8 with the covered fraction of each cell times 255.
 
         Returns:
             A dict of ``masks`` (B, M, 2 * h, 2 * w) bool, each object's mask in the whole network input.
+
+        Raises:
+            UserError: If ``masks`` is neither bool nor uint8.
         """
         height, width = tf.unstack(2 * tf.shape(outputs["features"])[1:3])
         crops = mask_targets.checked_crops(batch["masks"])
@@ -198,7 +204,7 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
 
         Args:
             batch: Ground truth with ``boxes`` (B, M, 4) yxyx in pixels and ``masks`` (B, M, S, S), cropped to the
-                boxes.
+                boxes: bool, or uint8 with the covered fraction of each cell times 255.
 
         Returns:
             The centres of mass, (B, M, 2) as (y, x) in pixel indices, which are 0.5 less than continuous coordinates
@@ -277,12 +283,12 @@ class DynamicMaskBranch(ConfigFromInit, Branch):
         """Returns the masks of detections, and the boxes that the masks cover.
 
         Args:
-            maps: (B, D, S, S) probabilities.
+            maps: (B, D, h, w) mask probabilities, of any resolution.
             detections: ``class_ids`` (B, D), -1 for padding, and ``image_size`` (B, 2), height and width in pixels of
                 the area that the maps cover.
 
         Returns:
-            A dict of ``mask_probs`` (B, D, S, S) and ``mask_boxes`` (B, D, 4) yxyx in pixels, zero for padding.
+            A dict of ``mask_probs`` (B, D, h, w) and ``mask_boxes`` (B, D, 4) yxyx in pixels, zero for padding.
         """
         valid = (detections["class_ids"] >= 0)[..., None]  # (B, D, 1)
         size = tf.cast(detections["image_size"], float_dtype())

@@ -36,8 +36,8 @@ class Centerness(ConfigFromInit):
         weights_boxes: If True, the box loss is the average over positive points, weighted by their centerness
             (mmdetection). If False, all positive points have the same weight.
         score_convention: Rule that combines class probability and centerness into the score. "sqrt": the score is the
-            square root of their product; the score threshold applies to it (detectron2, torchvision). "product": the
-            score is their product; the threshold and `pre_nms_top_k` apply to the class probability alone
+            square root of their product (detectron2, torchvision). "product": the score is their product, but
+            `score_threshold` and `pre_nms_top_k` of `Postprocessing` apply to the class probability alone
             (mmdetection).
 
     Raises:
@@ -209,7 +209,7 @@ class FCOS(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input, ``scores`` (B, N) with 0 for candidates
-            at or below the score threshold, and ``class_ids`` (B, N).
+            at or below the score threshold, and ``class_ids`` (B, N). N is the number of candidates of all levels.
         """
         levels = []
         for level, anchors in outputs["anchors"].items():

@@ -25,7 +25,7 @@ _SHAPES = {
 
 
 def check_keras_arguments(method: Callable, *args: Any, **kwargs: Any) -> None:
-    """Checks the arguments of Keras' `fit` or `evaluate`. Keras drops some that it does not use without a message.
+    """Checks the arguments of Keras' `fit` or `evaluate`, because Keras ignores some of them without a message.
 
     Args:
         method: `fit` or `evaluate` of `keras.Model`.
@@ -72,7 +72,7 @@ def check_first_batch(data: Mapping | tuple) -> None:
 
     Args:
         data: A training batch (see `kerasdet.models.batch.training_batch`), or a tuple that starts with one. A batch
-            that is not a dict, or lacks a key, is not checked, because `training_batch` raises an error for it.
+            that is not a dict, or lacks a required key, is not checked: `training_batch` raises an error for it.
 
     Raises:
         UserError: If an entry has a wrong shape or dtype, values in a wrong unit, or a box without area, or if there
@@ -95,7 +95,9 @@ def check_first_batch(data: Mapping | tuple) -> None:
 def _array(name, value) -> np.ndarray:
     if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
         kind = "RaggedTensor" if isinstance(value, tf.RaggedTensor) else "SparseTensor"
-        remedy = "batch with padded_batch, or call to_tensor" if kind == "RaggedTensor" else "call tf.sparse.to_dense"
+        remedy = "call tf.sparse.to_dense"
+        if kind == "RaggedTensor":
+            remedy = "batch with padded_batch, or call to_tensor; pad class_ids with -1"
         raise _error(f"{name} as a {kind}", "a dense tensor, padded with class id -1", remedy)
     array = np.asarray(value)
     if array.dtype.kind not in ("iuf" if name == "image" else "biuf") and array.dtype != tf.bfloat16.as_numpy_dtype:
@@ -127,7 +129,7 @@ def _check_shapes(arrays):
 def _remedy(name, array):
     if name == "image":
         return shape_remedy(array.shape[1:])
-    return "cut each mask to its box, and resize it to a square" if name == "masks" else f"reshape {name}"
+    return "cut each mask to its box, and resize it to a square" if name == "masks" else f"give {name} this shape"
 
 
 def _check_pixels(image):

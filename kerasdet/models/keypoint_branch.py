@@ -25,8 +25,8 @@ class KeypointBranch(ConfigFromInit, Branch):
 
     Args:
         num_keypoints: J, number of keypoints of an object.
-        pool_size: Side of the pooled features, in cells; heatmaps are four times as large. None: as for the box head,
-            whose pooled features the branch then reuses in training.
+        pool_size: Side of the pooled features, in cells; heatmaps have S = 4 * pool_size cells a side. None: as for the
+            box head, whose pooled features the branch then reuses in training.
         num_convs: Number of 3x3 convolutions of the head.
         channels: Number of channels of the head's convolutions.
         convention: Source framework that defines a keypoint's score: "detectron2" (probability) or "torchvision"
@@ -183,7 +183,8 @@ class KeypointBranch(ConfigFromInit, Branch):
         if not self.keypoint_names:
             raise UserError(
                 f"The {self.num_keypoints} keypoints have no names, so left and right ones cannot be swapped in a "
-                "mirror image: give KeypointBranch keypoint_names such as 'left_eye', or omit hflip."
+                "mirror image: give KeypointBranch keypoint_names such as 'left_eye', or use "
+                "kerasdet.inference.AugmentedPredictor(model, hflip=False) instead of --tta."
             )
         return tf.gather(super().hflip(maps), keypoint_ops.flip_order(self.keypoint_names), axis=4)
 

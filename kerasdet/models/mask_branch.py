@@ -24,8 +24,8 @@ class MaskBranch(ConfigFromInit, Branch):
     """Predicts an instance mask for each region (Mask R-CNN, https://arxiv.org/abs/1703.06870).
 
     Args:
-        pool_size: Side of the pooled features, in cells; masks are twice as large. None: as for the box head, whose
-            pooled features the branch then reuses in training.
+        pool_size: Side of the pooled features, in cells; masks have S = 2 * pool_size cells a side. None: as for the
+            box head, whose pooled features the branch then reuses in training.
         num_convs: Number of 3x3 convolutions of the head.
         channels: Number of channels of the head's convolutions.
         norm: Norm of the head's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.

@@ -1,7 +1,7 @@
-"""Turns scored boxes into detections: pure functions, float32, stock TensorFlow ops.
+"""Turns scored boxes into padded detections by filters and non-maximum suppression (NMS).
 
-The functions return padded detections: a dict of ``boxes`` (B, D, 4) yxyx in pixels, ``scores`` (B, D) in descending
-order, ``class_ids`` (B, D) int32 with -1 for padding, and ``valid`` (B,) int32, the number of detections per image.
+Padded detections are a dict of ``boxes`` (B, D, 4) yxyx in pixels, ``scores`` (B, D) in descending order, ``class_ids``
+(B, D) int32 with -1 for padding, and ``valid`` (B,) int32, the number of detections per image.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +48,8 @@ def best_class_only(scores: tf.Tensor) -> tf.Tensor:
         scores: (B, R, K) logits or probabilities.
 
     Returns:
-        The scores, (B, R, K), with the most negative float for all classes but the best one.
+        The scores, (B, R, K), with the most negative float for all classes but the best one. Classes that tie for the
+        best score all keep it.
     """
     best = tf.reduce_max(scores, -1, keepdims=True)
     return tf.where(scores == best, scores, scores.dtype.min)
@@ -183,7 +184,8 @@ def compact(detections: Mapping[str, tf.Tensor], keep: tf.Tensor) -> dict[str, t
         keep: (B, D) bool, false for detections to drop.
 
     Returns:
-        The padded detections; ``valid`` (B,) holds the new number of detections of each image.
+        The padded detections, with -1 as class id and 0 elsewhere in padding; ``valid`` (B,) holds the new number of
+        detections of each image.
     """
     order = tf.argsort(tf.cast(~keep, tf.int32), axis=-1, stable=True)
     valid = tf.reduce_sum(tf.cast(keep, tf.int32), -1)

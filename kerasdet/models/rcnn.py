@@ -184,7 +184,7 @@ class FasterRCNN(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, P * K, 4) yxyx in pixels of the network's input, ``scores`` (B, P * K) and
-            ``class_ids`` (B, P * K).
+            ``class_ids`` (B, P * K), for P regions and K classes; see `RoIHeads.decode`.
         """
         return self.roi_heads.decode(outputs, image_size)
 
@@ -226,7 +226,7 @@ class FasterRCNN(ConfigFromInit, Detector):
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            Masks or heatmaps of the detected classes, (B, D, S, S, ...).
+            Masks, heatmaps or other predictions of the detected classes, (B, D, ...).
         """
         return self.roi_heads.branch_maps(branch, pyramid, boxes, class_ids)
 

@@ -157,7 +157,7 @@ class RetinaNet(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input, ``scores`` (B, N), and ``class_ids``
-            (B, N).
+            (B, N). N is the number of candidates of all levels.
         """
         levels = []
         for level, logits in outputs["class_logits"].items():

@@ -37,8 +37,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
     Args:
         pooler: Pools the features of each region; its `output_size` is S, the side of the box head's input in cells.
             None: `RoIPooler()`.
-        box_head: Layer that maps pooled features (N, S, S, C) of N regions to vectors (N, `out_channels`). None:
-            `BoxHead()`.
+        box_head: Layer that maps pooled features (N, S, S, C) of N regions to vectors (N, `out_channels`). Its `build`
+            sets the attribute `out_channels`. None: `BoxHead()`.
         branches: Further predictions for each region, such as `MaskBranch` and `KeypointBranch`, in any combination.
         matcher: Matches proposals to ground-truth objects in training. None:
             `IoUMatcher(0.5, 0.5, allow_low_quality_matches=False)`.
@@ -51,7 +51,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
         box_loss: Loss of the boxes of positive regions, such as `GIoULoss()`. None: `SmoothL1Loss()`, plain L1.
         class_agnostic: Whether a region has a single box for all classes instead of one box per class.
         postprocessing: Turns scored boxes into detections. Boxes are always clipped to the image before NMS, as in all
-            R-CNNs; `pre_nms_top_k` has no effect. None: `Postprocessing(clip_before_nms=True)`.
+            R-CNNs; `pre_nms_top_k` and `multi_label` have no effect. None: `Postprocessing(clip_before_nms=True)`.
 
     Raises:
         UserError: If `add_gt_as_proposals` is unknown, a branch lacks an attribute, or two branches share a name, a
@@ -154,9 +154,10 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             step: Scalar integer, the training step; only used with ground truth.
 
         Returns:
-            A dict of ``rois`` (B, P, 4) yxyx in pixels and ``roi_valid`` (B, P) bool, false for padding. With ground
-            truth also ``matched_gt`` (B, P) int32: the index of each region's object in the ground truth, negative for
-            regions without an object. The positive regions of an image come first.
+            A dict of ``rois`` (B, P, 4) yxyx in pixels and ``roi_valid`` (B, P) bool, false for padding. P is N without
+            ground truth. With ground truth it is at most the sampler's `samples_per_image`, and the dict also has
+            ``matched_gt`` (B, P) int32: the index of each region's object in the ground truth, negative for regions
+            without an object. The regions with an object come first.
         """
         rois = tf.stop_gradient(proposals["boxes"])
         valid = tf.sequence_mask(proposals["valid"], tf.shape(rois)[1])
@@ -224,7 +225,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             branch: One of `branches`, or None for the box head.
 
         Returns:
-            The pooled features, (B * P, S, S, C).
+            The pooled features, (B * P, S, S, C). S is the `pool_size` of the branch, by default the `output_size` of
+            `pooler`.
         """
         _, levels, _ = self._sizes
         return self.pooler({level: pyramid[level] for level in levels}, rois, branch.pool_size if branch else None)
@@ -241,7 +243,7 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            Masks or heatmaps of the detected classes, (B, D, S, S, ...).
+            Masks, heatmaps or other predictions of the detected classes, (B, D, ...).
 
         Raises:
             UserError: If the branch returns another shape.
@@ -278,12 +280,13 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
 
         Args:
             outputs: Result of `call` on regions that were selected with ground truth.
-            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M) and the `target_key` of each branch.
+            batch: ``boxes`` (B, M, 4) yxyx in pixels, ``class_ids`` (B, M), ``image_size`` (B, 2), heights and widths
+                without padding in pixels, and the `target_key` of each branch. Only branches use ``image_size``.
 
         Returns:
             A dict of ``class_ids`` (B, P), K for background; ``boxes`` (B, P, 4) yxyx in pixels, which for regions
-            without an object are the regions themselves; ``positive`` and ``sampled`` (B, P) bool; and the targets of
-            each branch under the branch's name.
+            without an object are the regions themselves; ``positive`` and ``sampled`` (B, P) bool; and, under its name,
+            the targets of each branch for the first Q regions of each image, see `call`.
         """
         matched_gt, rois = outputs["matched_gt"], outputs["rois"]
         positive = matched_gt >= 0
@@ -398,7 +401,7 @@ def _checked_branches(branches):
             value = getattr(branch, attribute, None)
             if not (isinstance(value, str) if attribute == "target_key" else isinstance(value, list | tuple)):
                 kind = "a string" if attribute == "target_key" else "a tuple of strings"
-                raise UserError(f"{type(branch).__name__}.{attribute} is {value!r}: define it in the class, {kind}.")
+                raise UserError(f"{type(branch).__name__}.{attribute} is {value!r}: define it in the class as {kind}.")
     for names in ([branch.name for branch in branches], [name for branch in branches for name in branch.loss_names]):
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(

@@ -113,9 +113,9 @@ class ProposalSelection(ConfigFromInit):
             training: Whether to use `train_pre_nms_top_k` instead of `pre_nms_top_k`.
 
         Returns:
-            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N), which are minus infinity for boxes that
-            `min_size` or `score_threshold` drops, and ``level_ids`` (B, N), the index of each box's pyramid level. N is
-            the number of candidates of all levels.
+            A dict of ``boxes`` (B, N, 4) yxyx in pixels, ``logits`` (B, N), which are minus infinity for empty boxes
+            and boxes that `min_size` or `score_threshold` drops, and ``level_ids`` (B, N), the index of each box's
+            pyramid level. N is the number of candidates of all levels.
         """
         top_k = self.train_pre_nms_top_k if training else self.pre_nms_top_k
         boxes, logits, level_ids = [], [], []
@@ -142,7 +142,7 @@ class ProposalSelection(ConfigFromInit):
 
         Returns:
             A dict of ``boxes`` (B, P, 4) yxyx in pixels, ``logits`` (B, P) descending, and ``valid`` (B,), the number
-            of proposals of each image. Rows of zeros pad the rest.
+            of proposals of each image. P is `post_nms_top_k` or `train_post_nms_top_k`. The remaining rows are 0.
         """
         boxes, logits = candidates["boxes"], candidates["logits"]
         indices, valid = nms(
@@ -248,7 +248,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         return self.proposals.apply_nms(candidates, training)
 
     def match(self, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Matches anchors to ground truth, and ignores anchors that extend too far beyond the image border.
+        """Matches anchors to ground truth, and ignores anchors that `straddle_threshold` excludes.
 
         Args:
             anchors: (R, 4) yxyx in pixels.
@@ -269,7 +269,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
     def compute_targets(
         self, outputs: Mapping, batch: Mapping[str, tf.Tensor], seed: int, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Samples anchors to train on and computes their targets; class ids only mark padding.
+        """Samples anchors to train on and computes their targets. Of the class ids, only the padding (-1) matters.
 
         Args:
             outputs: Result of `call`.
@@ -280,7 +280,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
 
         Returns:
             A dict of ``positive`` and ``negative`` (B, R) bool, the sampled anchors, and ``boxes`` (B, R, 4) yxyx in
-            pixels, which for anchors without an object are the anchors themselves.
+            pixels: the objects of the sampled positive anchors, and the anchors themselves for all others.
         """
         anchors = tf.concat(list(outputs["anchors"].values()), 0)  # (R, 4)
         matched_gt = self.match(anchors, batch)

@@ -187,7 +187,7 @@ class RTMDet(ConfigFromInit, Detector):
         }
 
     def compute_losses(self, outputs: Mapping, targets: Mapping) -> dict[str, tf.Tensor]:
-        """Computes the losses: ``class_loss`` and ``box_loss``, divided by the sum of soft labels, and the branches'.
+        """Computes ``class_loss`` and ``box_loss``, each divided by the sum of soft labels, and the branches' losses.
 
         Args:
             outputs: Result of `call`.
@@ -219,8 +219,8 @@ class RTMDet(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input; ``scores`` (B, N), 0 for candidates at
-            or below the threshold; ``class_ids`` (B, N); and ``points`` (B, N), the index of the point that predicts
-            the candidate.
+            or below the score threshold; ``class_ids`` (B, N); and ``points`` (B, N), the index of the point that
+            predicts the candidate. N is the number of candidates of all levels.
         """
         levels, first = [], 0
         for level, anchors in outputs["anchors"].items():
@@ -308,7 +308,7 @@ class RTMDet(ConfigFromInit, Detector):
             class_ids: (B, D) int32, -1 for padding.
 
         Returns:
-            Mask probabilities, (B, D, S, S).
+            Mask probabilities, (B, D, S, S), see `DynamicMaskBranch.image_maps`.
         """
         anchors = dense.all_levels(inputs, "anchors")  # (R, 4)
         decoded = self.coder.decode(dense.all_levels(inputs, "box_distances"), anchors)  # (B, R, 4)

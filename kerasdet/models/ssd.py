@@ -50,7 +50,7 @@ class SSD(ConfigFromInit, Detector):
         matcher: Matches default boxes to ground truth. By default `SSDMatcher()`.
         box_loss: Box loss, `SmoothL1Loss`, `IoULoss` or `GIoULoss`. By default `SmoothL1Loss(beta=1)`.
         negative_ratio: Number of negatives per positive in the classification loss of each image. The negatives with
-            the highest losses are selected (hard negative mining).
+            the highest losses are selected (hard negative mining). An image without positives has no loss.
         normalizer: Computes the divisor of the losses. By default `LossNormalizer("batch")`.
         postprocessing: Score threshold and NMS of detections; its `pre_nms_top_k` is per class. By default
             torchvision's: a score threshold of 0.01, 400 candidates per class, an IoU threshold of 0.45, and 200
@@ -189,7 +189,7 @@ class SSD(ConfigFromInit, Detector):
 
         Returns:
             A dict of ``boxes`` (B, N, 4) yxyx in pixels of the network's input, ``scores`` (B, N), and ``class_ids``
-            (B, N).
+            (B, N). N is the number of candidates of all classes.
         """
         boxes, scores = self._boxes_and_scores(outputs)
         best = tf.minimum(self.postprocessing.pre_nms_top_k, tf.shape(scores)[1])

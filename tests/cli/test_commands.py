@@ -243,7 +243,7 @@ FCOS = "torchvision/fcos_resnet50_fpn"
 MISTAKES = {
     "train: no such configuration": (
         ["train", "retinanet_r5"],
-        "no configuration retinanet_r5: expected the path of a gin file, or one of",
+        "no configuration retinanet_r5: expected the path of a gin file or of a run's folder, or one of",
     ),
     "train: unknown macro": ([*SMALL, "--set", "STEPSS=3"], "the configuration has no macro STEPSS"),
     "train: unknown argument": ([*SMALL, "--set", "ResNet.widht=3"], "ResNet has no argument widht: choose one of "),

@@ -353,3 +353,9 @@ def test_a_list_of_problems_ends_and_their_count_does_not(tmp_path):
     many = values.MAX_LISTED + 3
     dataset = CocoDataset(write(tmp_path, annotations=[box(5, 5, 0, 5, annotation_id=i) for i in range(many)]))
     assert len(dataset.problems) == values.MAX_LISTED and dataset.counts["zero_area_boxes"] == many
+
+
+def test_strict_says_what_is_wrong_with_a_box(tmp_path):
+    path = write(tmp_path, annotations=[box(5, 5, 0, 5, annotation_id=1)])
+    with pytest.raises(UserError, match=r"annotation 1 of .*\[5, 5, 0, 5\] \(kind: zero area boxes\), which --strict"):
+        CocoDataset(path, strict=True)

@@ -135,8 +135,10 @@ def test_keypoints(tmp_path):
 def test_classes_without_a_label_map(tmp_path):
     write(tmp_path / "a.tfrecord", example(), label_map=None)
     assert open_dataset(tmp_path).class_names == ("cat", "dog")
-    write(tmp_path / "a.tfrecord", example(image__object__class__label=[1, 1]), label_map=None)
-    with pytest.raises(UserError, match="label map"):
+    fox = example(image__object__class__label=[1, 3], image__object__class__text=[b"ant", b"fox"])
+    owl = example(image__object__class__label=[3, 3], image__object__class__text=[b"fox", b"owl"])
+    write(tmp_path / "a.tfrecord", fox, owl, label_map=None)
+    with pytest.raises(UserError, match=r"the classes fox, owl have the same label; .* label map"):
         open_dataset(tmp_path)
 
 
@@ -154,7 +156,7 @@ def test_classes_without_a_label_map(tmp_path):
         ({"image__object__mask": [b"x", b"y"]}, "masks that cannot be read"),
         (
             {"image__object__keypoint__x": [0.5], "image__object__keypoint__y": [0.5]},
-            "1 x and 1 y coordinates of keypoints",
+            "1 x and 1 y coordinates of keypoints and 0 visibilities",
         ),
         ({"image__height": [0], "image__encoded": [b"nothing"]}, "image that cannot be read"),
     ],

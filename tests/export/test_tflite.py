@@ -232,6 +232,16 @@ def test_file_contains_labels_and_metadata(tflite_file):
     assert kerasdet.load(path).class_names == tiny.CLASS_NAMES
 
 
+def test_int8_file_runs_although_no_calibration_image_reaches_a_relu(tmp_path):
+    """An output that is always 0 has no range; XNNPACK refuses the scale of a range without width."""
+    model = tiny.detector(score_threshold=0.001)
+    shift = model.backbone.get_layer("c2_0").convs[0].norm.beta
+    shift.assign(shift - 1e4)
+    path = export_tflite(model, tmp_path / "x.tflite", precision="int8", size=SIZE, calibration_images=tiny.images())
+    report = verify_export(model, path, tiny.images())
+    assert report.detections > 0
+
+
 def test_unknown_options_and_files_raise(models, tmp_path):
     model = models("tiny")
     for option, message in [

@@ -190,7 +190,7 @@ def test_branch_that_does_not_separate_images_raises():
         (lambda: SizeBranch(), "RoIHeads.branches is a SizeBranch: give a list"),
         (lambda: [SizeBranch], r"contains the class SizeBranch: give an object, SizeBranch\(\)"),
         (lambda: ["masks"], "contains 'masks': give objects of subclasses of kerasdet.models.Branch"),
-        (lambda: [Branch(name="bare")], "Branch.target_key is None: define it in the class, a string"),
+        (lambda: [Branch(name="bare")], "Branch.target_key is None: define it in the class as a string"),
         (lambda: [type("Text", (SizeBranch,), {"loss_names": "a"})()], "Text.loss_names is 'a': define it .* a tuple"),
     ],
     ids=["no list", "class", "name", "no attributes", "string"],
