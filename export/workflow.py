@@ -358,7 +358,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
             "calibration images or a larger input, "
             "or increase --max-ap-drop (Python: max_ap_drop=)."
         )
-    words = ", ".join(f"{name} {-drop:+.3f}" for name, drop in drops.items())
+    words = ", ".join(f"{name} {round(-drop, 3) + 0.0:+.3f}" for name, drop in drops.items())  # + 0.0: no "-0.000"
     return f"The model:\n{ours.table()}\nThe export ({words}):\n{theirs.table()}"
 
 

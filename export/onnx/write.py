@@ -214,7 +214,7 @@ def _inputs(preprocessing, images, size, input_type) -> Iterator[np.ndarray]:
         if size:
             yield as_input(preprocessing.letterbox(image, *size)[0].numpy(), input_type)[None]
             continue
-        batch = preprocessing.batch([image])
+        batch = preprocessing.pad_batch([image])
         inputs = preprocessing.network_input(batch["image"], batch["image_size"])
         height, width = np.asarray(inputs["image_size"])[0]
         yield as_input(np.asarray(inputs["image"])[:, :height, :width], input_type)

@@ -145,7 +145,7 @@ def _signatures(network: Callable, named: Callable, preprocessing: Preprocessing
         with tf.control_dependencies(
             [tf.debugging.Assert(tf.reduce_all(tf.shape(image) > 0), ["image has no pixels:", tf.shape(image)])]
         ):
-            batch = preprocessing.batch(image)
+            batch = preprocessing.pad_batch(image)
         return batch["image"], batch["image_size"], batch["original_size"]
 
     def detect(image):

@@ -309,7 +309,7 @@ class Detector(Predictor, Trainer):
             )
 
         def serve(image):
-            return self.detect_batch(self.preprocessing.batch(image))
+            return self.detect_batch(self.preprocessing.pad_batch(image))
 
         archive = keras.export.ExportArchive()
         archive.track(self)

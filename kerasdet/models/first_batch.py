@@ -68,7 +68,7 @@ def check_has_images(data: Any) -> None:
 def check_first_batch(data: Mapping | tuple) -> None:
     """Checks shapes and dtypes of a batch, and the units of its pixels, boxes and masks.
 
-    Later batches are not checked, because this would slow down training.
+    Of later batches, steps check only class ids, boxes and crowds, see `assertions`: more would slow down training.
 
     Args:
         data: A training batch (see `kerasdet.models.batch.training_batch`), or a tuple that starts with one. A batch

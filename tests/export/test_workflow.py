@@ -223,7 +223,9 @@ class Metrics(SimpleNamespace):
         return f"AP {self.summary['AP']}"
 
 
-@pytest.mark.parametrize(("export_ap", "fits"), [(0.51, True), (0.485, True), (0.47, False), (float("nan"), False)])
+@pytest.mark.parametrize(
+    ("export_ap", "fits"), [(0.5, True), (0.51, True), (0.485, True), (0.47, False), (float("nan"), False)]
+)
 def test_export_with_large_ap_drop_raises(toy, models, tmp_path, monkeypatch, export_ap, fits):
     toy()
 
