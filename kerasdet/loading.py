@@ -28,7 +28,7 @@ _OTHER_FILES = {
     images.SUFFIXES: "an image: expected " + _MODEL + ". Pass the model first, then the images.",
     (".index", ".meta"): "a part of a TensorFlow checkpoint: expected " + _MODEL + ". Save the model as a .keras file.",
     (".gin",): "a configuration: expected " + _MODEL + ". Train a model with `kerasdet train`, and pass its OUT_DIR.",
-    (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ".",
+    (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ". Pass one of these.",
 }
 
 
@@ -72,6 +72,11 @@ def load(path: str | Path) -> keras.Model | Predictor:
                 f"{reason.partition(' Make sure')[0]} Import the module of the class first. The command line imports "
                 "the modules that a config.gin beside the file imports."
             )
+        else:
+            reason = f"{reason.rstrip('. ')}. If the file is damaged, copy it again or pass an earlier checkpoint"
+            if not isinstance(error, zipfile.BadZipFile):
+                reason += "; if another version of Keras or kerasdet saved it, install that version"
+            reason += "."
         raise UserError(f"{file} cannot be loaded: {reason}") from None
 
 
@@ -314,7 +319,7 @@ def _model_file(path):
     if not path.exists():
         name = similar(path.as_posix())
         hint = f" Did you mean {name}, which `kerasdet zoo` lists?" if name else ""
-        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.{hint}")
+        raise FileNotFoundError(f"{path} does not exist: expected {_MODEL}.{hint or ' Check the path.'}")
     if path.is_file():
         return path
     found = [*path.glob("model.keras"), *checkpoints(path / "checkpoints"), *checkpoints(path)]

@@ -64,7 +64,16 @@ IMPOSSIBLE = {
     "no features of CSPNeXt": lambda: layers.CSPNeXt(out_features=()),
     "feature as text": lambda: layers.CSPNeXt(out_features="c5"),
     "two weights": lambda: coders.DeltaCoder(weights=(1, 1)),
+    "a number of weights": lambda: coders.DeltaCoder(weights=10.0),
+    "sizes without levels": lambda: anchors.AnchorGenerator(sizes=(32, 64, 128, 256, 512)),
+    "no features of MobileNetV3": lambda: layers.MobileNetV3(out_features=()),
+    "feature of MobileNetV3 as text": lambda: layers.MobileNetV3(out_features="c3"),
 }
+
+
+def test_background_above_foreground_names_both():
+    with pytest.raises(UserError, match=r"from 0 to foreground_iou, which is 0\.4"):
+        matching.IoUMatcher(foreground_iou=0.4, background_iou=0.5)
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)

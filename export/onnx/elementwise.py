@@ -24,7 +24,7 @@ def copy(c: Converter, op: tf.Operation) -> None:
 
 
 def elementwise(c: Converter, op: tf.Operation) -> None:
-    """Converts an op that combines the elements of its inputs position by position, such as AddV2 or SelectV2."""
+    """Converts an op that works element by element, such as Relu, AddV2 or SelectV2."""
     names, first = _same_layout(c, op)
     c.set(op.outputs[0], c.builder.add(_ELEMENTWISE[op.type], *names), first)
 

@@ -14,10 +14,10 @@ from kerasdet.models import Detector
 
 
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
-    """Runs an ONNX file in a process that has only onnxruntime.
+    """Runs an ONNX file in a process that imports only NumPy and onnxruntime, not kerasdet.
 
     Args:
-        model: The detector.
+        model: The detector that was exported. Its preprocessing makes the batches for the comparison.
         path: Path of the ONNX file.
         images: (H, W, 3) uint8 arrays.
 

@@ -187,7 +187,10 @@ def convert_detector(
         input_type: Dtype of the input's pixels, one of `INPUT_TYPES`.
 
     Returns:
-        The model; and for "raw" the names of the levels whose outputs are concatenated, otherwise an empty list.
+        The ONNX model; and for "raw" the names of the levels whose outputs are concatenated, otherwise an empty list.
+
+    Raises:
+        UserError: If the export to ONNX does not support an op of the model.
     """
     from kerasdet.export.onnx.model import convert
 

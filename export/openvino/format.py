@@ -17,10 +17,10 @@ from kerasdet.models import Detector
 
 
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
-    """Runs OpenVINO IR in a process that has only OpenVINO.
+    """Runs OpenVINO IR in a process that imports only NumPy and OpenVINO, not kerasdet.
 
     Args:
-        model: The detector.
+        model: The detector that was exported. Its preprocessing makes the batches for the comparison.
         path: Path of the folder of the IR.
         images: (H, W, 3) uint8 arrays.
 

@@ -18,7 +18,7 @@ from kerasdet.ops.dispatch import LIBRARY
 
 
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
-    """Runs all signatures of a SavedModel in a process that has only TensorFlow.
+    """Runs all signatures of a SavedModel in a process that imports only NumPy and TensorFlow, not kerasdet.
 
     Args:
         model: The detector. Its preprocessing makes the batches for the comparison.

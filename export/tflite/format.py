@@ -14,13 +14,13 @@ from kerasdet.models import Detector
 
 
 def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> WorkerRun:
-    """Runs a TFLite file in a process that has only LiteRT.
+    """Runs a TFLite file in a process that imports only NumPy and LiteRT, not kerasdet.
 
     Model and file get the same pixels: each image is resized and padded to the input size of the file. The model's own
     post-processing is applied to the outputs of a file without post-processing.
 
     Args:
-        model: The detector.
+        model: The detector that was exported. Its preprocessing makes the batches for the comparison.
         path: Path of the TFLite file.
         images: (H, W, 3) uint8 arrays.
 

@@ -85,10 +85,11 @@ def collect(
     """Collects objects and detections from COCO annotations, and computes their overlaps.
 
     Args:
-        annotations: Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height), `area`, `iscrowd`,
-            optionally `ignored`, and `segmentation` as RLE if `masks` is set.
-        detections: Dicts with `image_id`, `category_id`, `bbox`, `area`, `score`, and `segmentation` as RLE if `masks`
-            is set.
+        annotations: Dicts with `image_id`, `category_id`, `bbox` as (x, y, width, height) in pixels, `area` in square
+            pixels, `iscrowd`, optionally `ignored` (bool, default False: whether the object counts neither as found nor
+            as missed), and `segmentation` as compressed RLE if `masks` is set.
+        detections: Dicts with `image_id`, `category_id`, `bbox` and `area` as in `annotations`, `score`, and
+            `segmentation` as compressed RLE if `masks` is set.
         image_ids: Ids of the images; the position in this list is the index of the image. Annotations and detections of
             other images are left out.
         category_ids: Ids of the categories; the position in this list is the class id. Annotations and detections of

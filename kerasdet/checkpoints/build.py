@@ -3,6 +3,7 @@
 A "source" is a model of another framework, such as "torchvision/retinanet_resnet50_fpn".
 """
 
+import inspect
 from collections.abc import Mapping
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 
 from kerasdet import losses
 from kerasdet.checkpoints.sources import Source
+from kerasdet.errors import UserError
 from kerasdet.geometry.anchors import AnchorGenerator
 from kerasdet.geometry.coders import DeltaCoder, DistanceCoder
 from kerasdet.geometry.default_boxes import DefaultBoxes
@@ -111,9 +113,18 @@ def build(
 
     Returns:
         The model, a backbone or a detector.
+
+    Raises:
+        UserError: If `norm_epsilon` is given for a backbone without norms.
     """
+    backbone_class = BACKBONES[spec.backbone_class]
+    if norm_epsilon is not None and "norm_epsilon" not in inspect.signature(backbone_class).parameters:
+        raise UserError(
+            f"norm_epsilon is {norm_epsilon}, but the backbone {backbone_class.__name__} has no norms; expected None. "
+            "Remove the argument norm_epsilon (--norm-epsilon)."
+        )
     epsilon = {} if norm_epsilon is None else {"norm_epsilon": norm_epsilon}
-    backbone = BACKBONES[spec.backbone_class](**{**spec.backbone, **epsilon})
+    backbone = backbone_class(**{**spec.backbone, **epsilon})
     if spec.kind == "backbone":
         return backbone
     preprocessing = Preprocessing(**spec.preprocessing)

@@ -106,7 +106,10 @@ def model_folder(weights: Weights) -> Path:
                     log.warning("%s is damaged: it is converted again.", model)
                 _prepare(weights, model)
     except OSError as error:
-        raise UserError(f"{error} Set KERASDET_HOME to a folder that can be written to.") from None
+        raise UserError(
+            f"{error.filename or model} cannot be read or written: {error.strerror or error}. Set KERASDET_HOME to a "
+            "folder that can be written to."
+        ) from None
     return folder
 
 

@@ -30,6 +30,9 @@ WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each further try
 _ENOUGH = 1 << 20  # a try that transfers this many bytes does not count as failed: slow links break often
 _BLOCK = 1 << 18
 _SAFE = "/%:@!$&'()*+,;=~"  # characters of a URL's path that are not encoded; "%", because it may be encoded already
+_OTHER_WAYS = (
+    "set KERASDET_MIRROR to a server or folder that has the file, or convert your own copy with `kerasdet convert`."
+)
 # HTTP status codes and errors after which another try may succeed
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _PASSING = (TimeoutError, ConnectionResetError, http.client.IncompleteRead)
@@ -169,10 +172,11 @@ def _complete(url, partial):
         failed = 1 if _size(partial) >= most + _ENOUGH else failed + 1
         most = max(most, _size(partial))
         if failed > len(WAITS):
-            kept = " The next call continues with the missing bytes." if _size(partial) else ""
+            kept, _, _ = _resumable(url, partial)
+            state = f", and {kept:,} bytes are kept in {partial}" if kept else ""
+            resuming = " (the download then continues with the missing bytes)" if kept else ""
             raise UserError(
-                f"{shown(url)} {reason}; {failed} tries failed, and {_size(partial):,} bytes are on the disk.{kept} "
-                f"{_advice(None)}"
+                f"{shown(url)} {reason}; {failed} tries failed{state}. Try again later{resuming}, {_OTHER_WAYS}"
             )
         log.info("%s %s: trying again in %g s.", shown(url), reason, WAITS[failed - 1])
         time.sleep(WAITS[failed - 1])
@@ -310,7 +314,4 @@ def _advice(code):
             "The server does not have the file: add it to the mirror, unset KERASDET_MIRROR to download from the "
             "publisher, or convert your own copy with `kerasdet convert`."
         )
-    return (
-        "Connect to the internet once, set KERASDET_MIRROR to a server or folder that has the file, or convert your "
-        "own copy with `kerasdet convert`."
-    )
+    return f"Connect to the internet once, {_OTHER_WAYS}"

@@ -43,8 +43,8 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If the file is damaged, contains no tensors or several sets of weights, or contains objects other
-            than tensors and plain containers.
+        UserError: If the file is damaged, contains no tensors or several sets of weights, contains objects other than
+            tensors and plain containers, or has no entry or prefix `weights`.
     """
     path = expand(path)
     if not path.exists():

@@ -4,6 +4,7 @@ A "part" is a class or function with gin's scope: ``@train/CocoDataset()`` calls
 parts to which its arguments refer are called in the same scope.
 """
 
+import collections
 import collections.abc
 import inspect
 import itertools
@@ -183,12 +184,26 @@ def check_circles(references: Mapping[Part, Collection[Part]], path: Path) -> No
         UserError: If a macro, class or function depends on itself.
     """
     for part in sorted(_reach(references, references)):
-        if part in _reach(references, _inner(references, part)):
-            name = part[1].removeprefix("%")
+        if circle := _circle(references, part):
+            names = [name.removeprefix("%") for _, name in circle]
             raise UserError(
-                f"{path}: {name} depends on itself: expected values that do not lead back to {name}. Correct the "
-                f"value that refers to it."
+                f"{path}: {names[0]} depends on itself ({' -> '.join(names)}): expected values that do not lead "
+                f"back to {names[0]}. Change one of these references, in this file, in an included file or in --set."
             )
+
+
+def _circle(references, part):
+    """Returns the parts of the shortest path from a part back to itself, or None if no path leads back."""
+    paths, seen = collections.deque([[part]]), set()
+    while paths:
+        path = paths.popleft()
+        for inner in sorted(_inner(references, path[-1])):
+            if inner == part:
+                return [*path, part]
+            if inner not in seen:
+                seen.add(inner)
+                paths.append([*path, inner])
+    return None
 
 
 def check_order(text: str, read: Callable[[str], str], path: Path) -> None:

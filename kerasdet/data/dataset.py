@@ -311,7 +311,7 @@ def _refuse(problems, ids, source):
     for problem in (*problems, *repeated):
         raise UserError(
             f"{source}: {problem.item} {problem.text} (kind: {problem.kind.replace('_', ' ')}), which --strict "
-            "(Python: strict=True) does not allow. Correct the file, or remove the option."
+            "(Python and gin: strict=True) does not allow. Correct this item, or remove the option."
         )
 
 

@@ -63,9 +63,10 @@ class ImageInfo:
 
 
 def decode(encoded: tf.Tensor | bytes, exif: bool | tf.Tensor = True) -> tf.Tensor:
-    """Decodes a JPEG, PNG or BMP to the same pixels as PIL and applies its EXIF orientation.
+    """Decodes a JPEG, a PNG or an uncompressed BMP to the same pixels as PIL and applies its EXIF orientation.
 
-    Gray, palette and CMYK images become RGB; alpha is dropped; 16-bit samples keep their upper 8 bits.
+    A BMP must have 8 bits with a palette, or 24 bits; for other files see `inspect` and `decode_by_pil`. Gray, palette
+    and CMYK images become RGB; alpha is dropped; 16-bit samples keep their upper 8 bits.
 
     Args:
         encoded: Contents of the image file, bytes or a scalar string tensor.

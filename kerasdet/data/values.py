@@ -154,7 +154,7 @@ class Problem:
     Args:
         kind: Kind of the fault, a key of `Dataset.counts`.
         item: Name of the item, such as "annotation 7" or the path of an image file.
-        text: Description of the fault after the name, such as "has the image_id '1'".
+        text: Description of the fault after the name, such as "has no name".
     """
 
     kind: str
@@ -190,15 +190,15 @@ class Changes:
         Args:
             kind: Name of the kind of change, a key of `counts`.
             name: Name of the item, such as "annotation 7".
-            fact: Description of the fault after the name, such as "has the image_id '1'".
+            fact: Description of the fault after the name, such as "has no name".
 
         Raises:
             UserError: If `strict` is set.
         """
         if self.strict:
             raise UserError(
-                f"{self.source}: {name} {fact} (kind: {kind.replace('_', ' ')}), which --strict (Python: strict=True) "
-                "does not allow. Correct the file, or remove the option."
+                f"{self.source}: {name} {fact} (kind: {kind.replace('_', ' ')}), which --strict (Python and gin: "
+                "strict=True) does not allow. Correct this item, or remove the option."
             )
         self.note(kind, name, fact)
 
@@ -208,7 +208,7 @@ class Changes:
         Args:
             kind: Name of the kind of fact, a key of `counts`.
             name: Name of the item, such as "annotation 7".
-            fact: Description of the fact after the name, such as "has the image_id '1'".
+            fact: Description of the fact after the name, such as "has no name".
         """
         self.counts[kind] += 1
         if self.counts[kind] <= MAX_LISTED:
@@ -275,7 +275,7 @@ class Changes:
         """
         converted = converter(value)
         if converted is not None and type(value) is not type(converted):
-            self.add("converted_values", name(), f'has "{key}" {show(value)}')
+            self.add("converted_values", name(), f'has "{key}" {show(value)} instead of {show(converted)}')
         return converted
 
 

@@ -196,15 +196,19 @@ def read_xml(path: Path, class_of: Mapping[str, int], changes: Changes) -> tuple
     Args:
         path: Path of the XML file.
         class_of: Maps class names to class ids.
-        changes: Counts the repairs.
+        changes: Counts the repairs, and decides whether an object that cannot be read is skipped (`on_bad_object`) and
+            whether a repair is an error (`strict`).
 
     Returns:
         Three values: a list of height and width of the image, each None if it is missing or 0; the file name of the
-        image, "" if the file lacks it; and COCO annotations with class ids, without image ids.
+        image, "" if the file lacks it; and the objects, dicts of `category_id` (the class id), `bbox` [x, y, width,
+        height] in pixels from 0, and `difficult` (0 or 1).
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        UserError: If the XML is invalid. The message names file and object.
+        UserError: If the file is not XML or its size is invalid; if an object has an unknown class or an invalid value
+            and `changes` does not skip it; or if `changes` is strict and a value must be repaired. The message names
+            file and object.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -228,6 +232,8 @@ def read_xml(path: Path, class_of: Mapping[str, int], changes: Changes) -> tuple
 def _object(item, class_of, where, changes):
     """Returns the COCO annotation of an object."""
     name = (item.findtext("name") or "").strip()
+    if not name:
+        raise UserError(f"{where} has no <name>; expected the name of its class. Add it.")
     if name not in class_of:
         raise UserError(
             f"{where} has the class {name!r}; expected one of {', '.join(class_of)}. Correct the name, or add "
@@ -258,7 +264,7 @@ def _length(tree, name, path):
         return None
     length = _number(tree, f"size/{name}", path)
     if length < 0 or length != int(length):
-        raise UserError(f"{path} has size/{name} {length:g}; expected a positive integer. Change <size>.")
+        raise UserError(f"{path} has the <{name}> {length:g} in <size>; expected a positive integer. Change it.")
     return int(length) or None
 
 
@@ -266,13 +272,16 @@ def _difficult(text, where):
     text = (text or "").strip()
     flag = 0 if text.lower() == "unspecified" else as_flag(text)  # some tools write it into unset fields
     if flag is None:
-        raise UserError(f"{where} has difficult {text!r}; expected 0 or 1. Change its <difficult>.")
+        raise UserError(f"{where} has the <difficult> {text!r}; expected 0 or 1. Change it.")
     return flag
 
 
 def _number(item, key, where):
+    parent, _, tag = key.partition("/")
     text = item.findtext(key)
+    if text is None:
+        raise UserError(f"{where} has no <{tag}> in <{parent}>; expected a number. Add it.")
     number = as_float(text)
     if number is None or not math.isfinite(number):
-        raise UserError(f"{where} has {key} {text!r}; expected a number. Change its <{key}>.")
+        raise UserError(f"{where} has the <{tag}> {text!r} in <{parent}>; expected a number. Change it.")
     return number

@@ -84,7 +84,7 @@ class ResultsReader:
                 "again.",
             )
         if isinstance(entry["score"], str):
-            self.changes.add("converted_values", name(), f'has "score" {show(entry["score"])}')
+            self.changes.add("converted_values", name(), f'has "score" {show(entry["score"])} instead of {score}')
         geometry, area = self._geometry(entry[key], image_id, name)
         result = {"image_id": image_id, "category_id": category_id, "score": score, key: geometry, "area": area}
         return {**result, "id": number, "iscrowd": 0}
@@ -122,7 +122,10 @@ class ResultsReader:
         try:
             segmentation = read_segmentation(value, self.changes, name)
             if segmentation is None:
-                raise ValueError("has a segmentation without a polygon of three points")
+                raise ValueError(
+                    f"has the segmentation {show(value)}, without a polygon of at least three points; expected "
+                    "polygons [x1, y1, x2, y2, x3, y3, ...] or RLE"
+                )
             return as_rle(segmentation, height, width)
         except ValueError as error:
             raise self._error(name, f"{error}. Export the results again.") from None

@@ -79,7 +79,7 @@ class AnchorGenerator(ConfigFromInit):
 
     Raises:
         ValueError: If `sizes`, `aspect_ratios` and `levels` have different lengths.
-        UserError: If a level has no sizes or aspect ratios, or one that is not above 0.
+        UserError: If a level has no sizes or aspect ratios, one that is not above 0, or a number in place of a tuple.
     """
 
     def __init__(
@@ -102,6 +102,11 @@ class AnchorGenerator(ConfigFromInit):
             )
         for name, levels_of in (("sizes", sizes), ("aspect_ratios", aspect_ratios)):
             for numbers in levels_of:
+                if not np.ndim(numbers):
+                    raise UserError(
+                        f"AnchorGenerator.{name} has {numbers!r} for a level: expected a tuple of numbers. Write "
+                        f"({numbers!r},)."
+                    )
                 check_numbers("AnchorGenerator", 0, **{name: numbers})
                 if not numbers or not min(numbers):
                     raise UserError(f"AnchorGenerator.{name} has {numbers!r} for a level: expected numbers above 0.")

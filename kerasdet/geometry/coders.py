@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasdet.arguments import check_numbers
@@ -37,9 +38,9 @@ class DeltaCoder(ConfigFromInit):
         min_log_scale: float | None = None,
     ):
         check_numbers("DeltaCoder", 1e-6, weights=weights)
-        if len(weights) != 4:
+        if np.shape(weights) != (4,):
             raise UserError(
-                f"DeltaCoder.weights is {tuple(weights)}: expected four numbers, the factors of (dy, dx, dh, dw)."
+                f"DeltaCoder.weights is {weights!r}: expected four numbers, the factors of (dy, dx, dh, dw)."
             )
         self.weights = tuple(weights)
         self.max_log_scale = max_log_scale

@@ -287,8 +287,12 @@ class IoUMatcher(ConfigFromInit):
         if low_quality_owner not in LOW_QUALITY_OWNERS:
             raise UserError(f"IoUMatcher.low_quality_owner is {low_quality_owner!r}: choose 'best' or 'forcing'.")
         check_numbers("IoUMatcher", 0, 1, foreground_iou=foreground_iou, ignore_crowd_iof=ignore_crowd_iof)
-        check_numbers("IoUMatcher", 0, foreground_iou, background_iou=background_iou)
-        check_numbers("IoUMatcher", 0, 1, min_low_quality_iou=min_low_quality_iou)
+        check_numbers("IoUMatcher", 0, 1, background_iou=background_iou, min_low_quality_iou=min_low_quality_iou)
+        if background_iou > foreground_iou:
+            raise UserError(
+                f"IoUMatcher.background_iou is {background_iou}: expected a number from 0 to foreground_iou, which is "
+                f"{foreground_iou}. Lower background_iou or raise foreground_iou."
+            )
         self.foreground_iou = foreground_iou
         self.background_iou = background_iou
         self.allow_low_quality_matches = allow_low_quality_matches

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit
+from kerasdet.layers.backbone import check_features
 from kerasdet.layers.conv import ConvNorm, DepthwiseConvNorm
 from kerasdet.layers.norm import make_norm
 
@@ -61,7 +62,7 @@ class MobileNetV3(ConfigFromInit, keras.Model):
         strides: Pixels of the image per cell of each returned feature map, by name.
 
     Raises:
-        UserError: If a feature name is unknown, or `width_factor` is not positive.
+        UserError: If `out_features` is empty or a name is unknown, or `width_factor` is not positive.
         ValueError: If `norm` is unknown.
 
     Example:
@@ -83,11 +84,7 @@ class MobileNetV3(ConfigFromInit, keras.Model):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        if unknown := set(out_features) - set(_FEATURES):
-            raise UserError(
-                f"MobileNetV3 has no feature {', '.join(sorted(unknown))}: expected some of {', '.join(_FEATURES)}. "
-                "Change out_features."
-            )
+        check_features("MobileNetV3", out_features, _FEATURES)
         if width_factor <= 0:
             raise UserError(f"MobileNetV3.width_factor is {width_factor}: expected a number above 0, such as 0.5 or 1.")
         self.width_factor = width_factor

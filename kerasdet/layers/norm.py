@@ -60,7 +60,7 @@ def make_norm(
 
 @keras.saving.register_keras_serializable(package="kerasdet")
 class BatchNorm(ConfigFromInit, keras.layers.Layer):
-    """Normalises the last axis by batch statistics or stored ones (https://arxiv.org/abs/1502.03167).
+    """Normalises each channel (the last axis) by batch statistics or stored ones (https://arxiv.org/abs/1502.03167).
 
     The variables are created with ``autocast=False``, so statistics and parameters stay float32. Under a 16-bit policy
     Keras would otherwise round them before the normalisation, which shifts every channel.

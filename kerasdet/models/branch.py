@@ -50,11 +50,13 @@ class Branch(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`. Outputs are keyed by `name`, which must be unique in a model.
 
     Attributes:
+        num_classes: K, number of classes without background. `attach` sets it before it calls `build`; the number of
+            channels is the last entry of `input_shape`.
         target_key: Key of a training batch that holds the ground truth, such as ``"masks"``.
         loss_names: Keys that `compute_losses` returns.
         output_names: Keys that `postprocess` adds to detections.
-        metric: COCO's ``iouType`` that evaluates the outputs: ``"segm"`` or ``"keypoints"``. None: the outputs are not
-            evaluated.
+        metric: ``iouType`` with which COCO's evaluation measures the outputs: ``"segm"`` or ``"keypoints"``. None: the
+            outputs are not evaluated.
         rescaling: How outputs change when the image is resized, one of `RESCALINGS`. ``"boxes_relative"`` outputs, such
             as masks inside the boxes or scalars, do not change. ``"positions"`` outputs are (B, D, ..., 3) as (y, x,
             score), and y and x scale with the image. ``"swapped_boxes"`` is for the mask boxes of RTMDet-Ins; see
@@ -63,7 +65,7 @@ class Branch(keras.layers.Layer):
             output's name.
         convention: Source framework whose way of decoding the outputs the branch follows, such as "detectron2", or None
             if the frameworks agree.
-        skeleton: Pairs of keypoint indices that drawings connect by a line.
+        skeleton: Pairs of keypoint indices, from 0, that drawings connect by a line.
         norm: Norm of the branch's convolutions, a name in `kerasdet.layers.norm.NORMS`, or None for no norm.
         map_size: S, height and width of the maps that `call` returns, in cells. `build` sets it in branches with maps.
 

@@ -61,7 +61,7 @@ def analyze_run(
 
     Args:
         run: The detections to analyse.
-        out: Path of the HTML file.
+        out: Path of the HTML file to write. An existing file is replaced.
         against: Detections of another run on the same images, for a comparison. None: no comparison.
         open_picture: Function that takes an image id and returns the image (H, W, 3) uint8 RGB, or None if the file is
             missing. By default the page has no images.
@@ -69,12 +69,14 @@ def analyze_run(
         source: Origin of the data, for the line below the title.
 
     Returns:
-        The findings at the top of the page, problems first, and all results as a dict of JSON values.
+        The findings at the top of the page, problems first, and all results as a dict of JSON values. It has the
+        analysis of boxes under "bbox" and of masks under "segm", each with the comparison under "against"; the metrics
+        of keypoints under "keypoints" and the times of images under "latency". Results that the run lacks are left out.
 
     Raises:
         UserError: If the runs and the ground truth share neither boxes nor masks, or vl-convert, which draws the
             charts, is not installed.
-        OSError: If the page cannot be written.
+        OSError: If `out` is a folder or the page cannot be written.
     """
     out = prepare_file(out, "--out (Python: out=)")
     by_type = {cases.iou_type: cases for cases in run.cases}

@@ -21,10 +21,14 @@ def check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
     """
     for index, callback in enumerate(callbacks):
         if not isinstance(callback, keras.callbacks.Callback):
-            remedy = "create it with Name() (gin: @Name())" if callable(callback) else "give a Keras callback"
+            what, remedy = repr(callback), "give a Keras callback"
+            if isinstance(callback, type) and issubclass(callback, keras.callbacks.Callback):
+                name = callback.__name__
+                what, remedy = f"the class {name}", f"write {name}() (gin: @{name}())"
+            elif callable(callback) and not isinstance(callback, type):
+                remedy = "wrap the function, for example in keras.callbacks.LambdaCallback(on_epoch_end=...)"
             raise UserError(
-                f"train.callbacks has {callback!r} at position {index}: expected a keras.callbacks.Callback object; "
-                f"{remedy}."
+                f"train.callbacks[{index}] is {what}: expected a keras.callbacks.Callback object; {remedy}."
             )
 
 

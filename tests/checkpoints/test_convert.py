@@ -197,6 +197,12 @@ def test_negative_epsilon_raises(state):
     assert message(state, norm_epsilon=-1.0).startswith("to_model.norm_epsilon is -1.0: expected a number from 0 to 1")
 
 
+def test_epsilon_for_a_backbone_without_norms_raises():
+    tensors = {"backbone.features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}
+    text = message(tensors, "torchvision/ssd300_vgg16", num_classes=2, norm_epsilon=1e-5)
+    assert text.startswith("norm_epsilon is 1e-05, but the backbone VGG has no norms; expected None. Remove")
+
+
 @pytest.mark.parametrize("num_classes", [0, -1])
 def test_num_classes_below_one_raises(state, num_classes):
     assert "num_classes" in message(state, num_classes=num_classes)

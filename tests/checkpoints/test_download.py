@@ -123,7 +123,8 @@ def test_stalled_connection_is_resumed(server, path, monkeypatch):
 def test_endless_cuts_end_with_a_message_and_a_later_call_goes_on(server, path):
     server.cuts = [1000] * 4
     text = message(server, path)
-    assert "failed (4,000 of 3,000,000 bytes received); 4 tries failed, and 4,000 bytes are on the disk." in text
+    assert "failed (4,000 of 3,000,000 bytes received); 4 tries failed, and 4,000 bytes are kept in " in text
+    assert "a.pth.partial. Try again later (the download then continues with the missing bytes), set KERASDET" in text
     fetch(server, path)
     assert_complete(path)
     assert server.ranges_asked()[-1] == "bytes=4000-"
@@ -255,7 +256,7 @@ def test_busy_server_is_asked_again(server, path):
 
 def test_server_that_stays_busy_raises(server, path):
     server.statuses = [503] * 4
-    assert "answers 503 (Service Unavailable); 4 tries failed, and 0 bytes are on the disk. Connect" in message(
+    assert "answers 503 (Service Unavailable); 4 tries failed. Try again later, set KERASDET_MIRROR" in message(
         server, path
     )
 
@@ -264,7 +265,7 @@ def test_silent_server_raises(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
     server.stalls = [0] * 4
     text = message(server, path)
-    assert "cannot be reached (no data received for 0.1 s); 4 tries failed, and 0 bytes are on the disk." in text
+    assert "cannot be reached (no data received for 0.1 s); 4 tries failed. Try again later, set" in text
 
 
 def test_unreachable_server_raises_at_once(path):

@@ -198,7 +198,9 @@ def test_other_forms_of_a_value_mean_the_same_everywhere(folder, name, caplog):
     assert bool(changed) == (name not in SILENT)
     if changed:
         assert "(first: " in caplog.records[0].message
-        with pytest.raises(UserError, match=r"data\.json: .*which --strict \(Python: strict=True\) does not allow"):
+        with pytest.raises(
+            UserError, match=r"data\.json: .*which --strict \(Python and gin: strict=True\) does not allow"
+        ):
             view(folder, data, strict=True)
     else:
         view(folder, data, strict=True)

@@ -341,7 +341,7 @@ def test_problems_name_files_and_annotations(tmp_path):
     a, b = (str(tmp_path / "images" / name) for name in ("a.jpg", "b.jpg"))
     assert [(each.kind, each.item, each.text) for each in dataset.problems] == [
         ("bad_images", b, "does not exist"),
-        ("converted_values", "annotation 4", "has \"image_id\" '1'"),
+        ("converted_values", "annotation 4", "has \"image_id\" '1' instead of 1"),
         ("zero_area_boxes", f"annotation 1 of {a}", 'has "bbox" [5, 5, 0, 5]'),
         ("outside_boxes", f"annotation 3 of {a}", 'has "bbox" [50, 5, 4, 4]'),
         ("clipped_boxes", f"annotation 2 of {a}", 'has "bbox" [-2, 5, 10, 5]'),

@@ -85,8 +85,9 @@ def test_difficult_objects_do_not_count_in_evaluation(tmp_path):
             item("unicorn", (1, 1, 9, 9)),
             r"1\.xml: object 1 has the class 'unicorn'; expected one of aeroplane",
         ),
-        (item("cat", (1, 1, 9, "x")), r"1\.xml: object 1 has bndbox/ymax 'x'; expected a number"),
-        ("<object><name>cat</name></object>", "has bndbox/xmin None; expected a number"),
+        (item("cat", (1, 1, 9, "x")), r"1\.xml: object 1 has the <ymax> 'x' in <bndbox>; expected a number"),
+        ("<object><name>cat</name></object>", "has no <xmin> in <bndbox>; expected a number. Add it"),
+        ("<object></object>", "object 1 has no <name>; expected the name of its class"),
         ("<object>", "1.xml is not valid XML"),
         ("<size><height>-3</height></size>", None),
     ],
@@ -95,7 +96,7 @@ def test_errors_name_file_and_object(tmp_path, text, message):
     root = write(tmp_path, {"1": [text]})
     if message is None:
         (root / "Annotations/1.xml").write_text(f"<annotation>{text}</annotation>")
-        message = "has size/height -3; expected a positive integer"
+        message = "has the <height> -3 in <size>; expected a positive integer"
     with pytest.raises(UserError, match=message):
         VocDataset(root, "trainval")
 
@@ -175,7 +176,7 @@ def test_other_forms_of_an_xml_give_the_same_records(tmp_path, old, new, count):
 
 def test_wrong_flags_and_repeated_class_names_raise(tmp_path):
     root = write(tmp_path, {"a": [item("cat", (2, 3, 9, 9), "perhaps")]})
-    with pytest.raises(UserError, match=r"a\.xml: object 1 has difficult 'perhaps'; expected 0 or 1"):
+    with pytest.raises(UserError, match=r"a\.xml: object 1 has the <difficult> 'perhaps'; expected 0 or 1"):
         VocDataset(root, "trainval")
     with pytest.raises(UserError, match="class_names has a name more than once: cat, cat"):
         VocDataset(root, "trainval", class_names=("cat", "cat"))

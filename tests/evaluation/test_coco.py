@@ -233,7 +233,7 @@ def test_masks_of_wrong_format_or_size_raise():
     for annotation in truth["annotations"]:
         annotation["segmentation"] = [[10, 10, 30, 10, 30, 30]]
     entry = {"image_id": 1, "category_id": 4, "score": 0.5}
-    with pytest.raises(ValueError, match="result 1 has a segmentation without a polygon of three points"):
+    with pytest.raises(ValueError, match=r"\]\], without a polygon of at least three points; expected polygons"):
         evaluate_coco(truth, [{**entry, "segmentation": [[1, 1, 2, 1]]}], "segm")
     message = r"result 1 has an RLE mask of size \[5, 5\], but the image has height and width \[120, 160\]"
     with pytest.raises(ValueError, match=message):

@@ -179,8 +179,12 @@ def test_callbacks_stop_a_run_within_an_epoch_and_before_its_first_step(data, tm
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([keras.callbacks.CSVLogger], "at position 0: expected a keras.callbacks.Callback object; create it with Name"),
-        ([Recorder(), "csv"], "has 'csv' at position 1"),
+        (
+            [keras.callbacks.CSVLogger],
+            r"callbacks\[0\] is the class CSVLogger: .* write CSVLogger\(\) \(gin: @CSVLogger",
+        ),
+        ([Recorder(), "csv"], r"callbacks\[1\] is 'csv': expected a keras.callbacks.Callback object; give a Keras"),
+        ([print], r"is <built-in function print>: .*; wrap the function, .*LambdaCallback"),
         (Recorder(), "callbacks is .*: expected a list"),
     ],
 )

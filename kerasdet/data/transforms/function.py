@@ -54,14 +54,16 @@ class NumpyTransform:
 
         Args:
             example: Tensors of one image, see `kerasdet.data.transforms`.
-            seed: Seed of the function, (2,) int32.
+            seed: (2,) int32, from which the function's integer seed is drawn.
 
         Returns:
-            The example with the arrays that the function returned.
+            The example with the arrays that the function returned, boxes clipped to the image, without objects whose
+            box has no area. With `image_only`, only the image differs.
 
         Raises:
             tf.errors.InvalidArgumentError: If the function returns unknown names, wrong shapes, or arrays with
-                different numbers of objects.
+                different numbers of objects. Outside of a graph, such as that of a `tf.data` pipeline, this is a
+                `UserError`.
         """
         crop_size = example["masks"].shape[-1] if "masks" in example else None
         names = [name for name in _RANKS if name in example and (name == "image" or not self.image_only)]
