@@ -129,8 +129,10 @@ def _check_eval_options(options):
         )
     if options.detections:
         if not options.annotations:
+            instead = " --data cannot replace it, because no model runs." if options.data else ""
             raise UserError(
-                "--detections was given without --annotations, the ground truth to score against: pass both."
+                "--detections was given without --annotations, a COCO file of the ground truth to score against: pass "
+                f"both.{instead}"
             )
         if options.model:
             raise UserError(f"{options.model} and --detections are both given: pass only one.")

@@ -298,6 +298,10 @@ MISTAKES = {
     ),
     "eval: classes": (["eval", "{}/three.keras", *DATA], "The model has 3 classes"),
     "eval: no truth": (["eval", "--detections", "{}/words.json"], "--detections was given without --annotations"),
+    "eval: data for detections": (
+        ["eval", "--detections", "{}/words.json", "--data", "{}/shapes"],
+        "pass both. --data cannot replace it",
+    ),
     "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "The file {}/no.json does not exist"),
     "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not valid JSON"),
     "eval: JSON over the annotations": (
