@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# A worker that dies ends the tests: pytest-xdist 3.8 waits for ever at the end after it replaced one (--dist loadfile).
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: demo test test-quick lint docs bench clean
 

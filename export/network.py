@@ -32,7 +32,7 @@ def run_network(model: Detector, image: tf.Tensor) -> tuple[Mapping, tf.Tensor]:
     image = tf.cast(image, tf.float32)
     size = image.shape[1:3].as_list()
     if None in size:
-        batch = model.preprocessing.batch(image, resize=False)
+        batch = model.preprocessing.pad_batch(image, resize=False)
         image, image_size = batch["image"], batch["image_size"]
     else:
         image_size = tf.constant([size]) if image.shape[0] == 1 else tf.broadcast_to(size, [tf.shape(image)[0], 2])

@@ -58,8 +58,8 @@ class Format:
             sets all other attributes. Verification does not call `load`.
         read_metadata: `read_metadata(path) -> dict` reads the description of the model and its export without loading
             the model. `kerasdet.export.metadata.model_metadata` makes the description. Its entry ``precision``, one of
-            the format's precisions, determines how closely the export must agree with the model. The report also prints
-            ``postprocessing``, and ``size`` with ``input_type``, if they are present.
+            the format's precisions, determines how closely the export must agree with the model. The report of
+            `export_and_verify` also prints ``postprocessing``, and ``size`` with ``input_type``, if they are present.
         run_in_worker: `run_in_worker(model, path, images) -> WorkerRun` runs the file on uint8 images (H, W, 3) in
             another process that can import only the runtime and not kerasdet, because users run exports without
             kerasdet. `run_worker` starts such a process. A format that only kerasdet can run, such as a Keras file of

@@ -264,7 +264,7 @@ def _remedy(sides, tolerance):
         )
     few_steps = "Models that were trained for a few steps differ most in 8 bits. " * (tolerance is EIGHT_BITS)
     bug = "If the model is well trained, report it with this line as a bug of kerasdet."
-    return f"Use another precision. {few_steps}{bug}"
+    return f"Use another --precision (Python: precision=). {few_steps}{bug}"
 
 
 def _check_outputs(expected, found, subject):
@@ -284,7 +284,7 @@ def _check_outputs(expected, found, subject):
         if bad:
             raise VerificationError(
                 f"{subject} differs from the model: its {' and '.join(bad)} are NaN or infinite for image {index}. "
-                "Check that the model's weights are finite, or use another precision."
+                "Check that the model's weights are finite, or use another --precision (Python: precision=)."
             )
 
 

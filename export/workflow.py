@@ -159,7 +159,7 @@ def _export(model, path, export_format, write_options, images, eval_data, max_ap
             lines.append(compare_ap(model, path, eval_data, max_ap_drop))
         elif _tolerance(model, write_options["precision"]) is EIGHT_BITS:
             lines.append(
-                "AP was not measured: pass --data DATA (Python: eval_data=) to measure the loss of 8 bits, "
+                "AP was not measured: pass --eval DATA (Python: eval_data=) to measure the loss of 8 bits, "
                 f"and to reject an export that loses more than {max_ap_drop:g}."
             )
     return "\n".join(lines)
@@ -358,7 +358,7 @@ def compare_ap(model: Detector, path: str | Path, data: Any, max_ap_drop: float 
             "calibration images or a larger input, "
             "or increase --max-ap-drop (Python: max_ap_drop=)."
         )
-    words = ", ".join(f"{name} {-drop:+.3f}" for name, drop in drops.items())
+    words = ", ".join(f"{name} {round(-drop, 3) + 0.0:+.3f}" for name, drop in drops.items())  # + 0.0: no "-0.000"
     return f"The model:\n{ours.table()}\nThe export ({words}):\n{theirs.table()}"
 
 

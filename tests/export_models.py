@@ -56,7 +56,7 @@ def verify_in_process(model, path, images):
     predictor = kerasdet.load(path)
     if hasattr(predictor, "to_input"):  # TFLite: model and file get the letterboxed pixels
         inputs = [predictor.to_input(image)[0] for image in images]
-        batches = [model.preprocessing.batch([pixels[0]], resize=False) for pixels in inputs]
+        batches = [model.preprocessing.pad_batch([pixels[0]], resize=False) for pixels in inputs]
         found = [predictor.decode_outputs(predictor.run(pixels)) for pixels in inputs]
     else:
         groups = images[:1], [images[0].astype(np.float32)], images

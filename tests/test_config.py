@@ -505,7 +505,7 @@ def test_binary_file_raises(tmp_path):
 def test_missing_file_lists_available_files(name):
     with pytest.raises(
         FileNotFoundError,
-        match=rf"There is no configuration {name}: expected the path of a gin file, or one of .*{SHAPES}",
+        match=rf"There is no configuration {name}: expected the path of a gin file or .*, or one of .*{SHAPES}",
     ):
         config.load(name)
 

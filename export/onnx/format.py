@@ -53,7 +53,7 @@ def run_graph(model: Detector, predictor: GraphPredictor, images: Sequence[np.nd
     for index, pixels in enumerate(inputs):
         own = {name.split("/", 1)[1]: value for name, value in outputs.items() if name.startswith(f"{index}/")}
         found = predictor.decode_outputs(own, pixels.shape[1:3])
-        batch = model.preprocessing.batch(list(pixels), resize=False)
+        batch = model.preprocessing.pad_batch(list(pixels), resize=False)
         cases.append((batch, {name: np.asarray(value) for name, value in found.items()}))
     return WorkerRun(cases, seconds)
 

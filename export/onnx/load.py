@@ -129,7 +129,7 @@ class GraphPredictor(Predictor):
         """
         if self.size:
             return self.to_input(image[None])[0]
-        batch = self._rule.batch([image, image[:, ::-1]])
+        batch = self._rule.pad_batch([image, image[:, ::-1]])
         inputs = self._rule.network_input(batch["image"], batch["image_size"])
         height, width = np.asarray(inputs["image_size"])[0]
         return self.to_input(np.asarray(inputs["image"])[:, :height, :width])[0]

@@ -81,8 +81,8 @@ def export_onnx(
         FileExistsError: If `path` exists.
         OSError: If `path` cannot be written, or the file of a calibration image does not exist.
         TypeError: If `model` is not a detector.
-        UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
-            images, a package is missing, or the export does not support an op of the model.
+        UserError: If `path` has another suffix, an option is unknown or the model does not support it, "int8" lacks
+            calibration images, a package is missing, or the export does not support an op of the model.
 
     Example:
         >>> export_onnx(model, "detector.onnx")
@@ -214,7 +214,7 @@ def _inputs(preprocessing, images, size, input_type) -> Iterator[np.ndarray]:
         if size:
             yield as_input(preprocessing.letterbox(image, *size)[0].numpy(), input_type)[None]
             continue
-        batch = preprocessing.batch([image])
+        batch = preprocessing.pad_batch([image])
         inputs = preprocessing.network_input(batch["image"], batch["image_size"])
         height, width = np.asarray(inputs["image_size"])[0]
         yield as_input(np.asarray(inputs["image"])[:, :height, :width], input_type)

@@ -64,6 +64,8 @@ def _model_card(metadata, path, signatures):
     rule = metadata["preprocessing"]
     further = (output["export_name"] for output in metadata["branch_outputs"].values())
     meanings = {**dict.fromkeys(further, "output of a branch of the model"), **_MEANINGS}
+    if "mask_boxes" in metadata["branch_outputs"]:
+        meanings |= _MEANINGS_OF_WHOLE_MASKS
     lines = [
         f"# {metadata['model']}",
         "",
@@ -107,12 +109,16 @@ _MEANINGS = {
     "detection_masks": "probabilities inside the box: resize to the box's size and cut at 0.5",
     "detection_keypoints": "y and x as fractions of the image's height and width, and a score",
 }
+_MEANINGS_OF_WHOLE_MASKS = {  # RTMDet-Ins
+    "detection_masks": "probabilities in the area of `detection_mask_boxes`: resize to its size and cut at 0.5",
+    "detection_mask_boxes": "ymin, xmin, ymax, xmax of this area as fractions of the image's height and width",
+}
 
 
 def _resizing(rule):
     """Describes how images are resized, from the configuration of a `Preprocessing`."""
     if rule["rounding"] == "square":
-        return f"The image is stretched to {rule['longest']}x{rule['longest']} pixels"
+        return f"The image is stretched to {rule['shortest']}x{rule['shortest']} pixels"
     return (
         f"The shorter side is resized to {rule['shortest']} pixels, or to fewer if the longer side would exceed "
         f"{rule['longest']}, with the rounding of {rule['rounding']}"

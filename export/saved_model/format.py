@@ -35,7 +35,7 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
         for index, image in enumerate(images):
             Image.fromarray(image).save(Path(folder) / f"{index}.png")
         outputs = run_worker(Path(__file__).with_name("verify_worker.py"), path, folder, *libraries)
-    first, every = (model.preprocessing.batch(list(group)) for group in (images[:1], images))
+    first, every = (model.preprocessing.pad_batch(list(group)) for group in (images[:1], images))
     cases = []
     for signature, batch in (("serving_default", first), ("float_image", first), ("encoded", every)):
         own = {key.split("/")[1]: value for key, value in outputs.items() if key.startswith(f"{signature}/")}

@@ -17,7 +17,8 @@ The outputs are those of the TF Object Detection API, in float32 except for a us
 | ``detection_scores`` | (B, D), descending, 0 for padding |
 | ``detection_classes`` | (B, D), class id + `class_offset`; `class_offset` - 1 for padding; names in ``assets/`` |
 | ``num_detections`` | (B,), number of detections without padding |
-| ``detection_masks`` | models with masks: (B, D, S, S), probabilities inside the box |
+| ``detection_masks`` | Mask R-CNN: (B, D, S, S), probabilities inside the box; RTMDet-Ins: (B, D, h, w) |
+| ``detection_mask_boxes`` | RTMDet-Ins: (B, D, 4), the area of ``detection_masks`` as fractions of the image |
 | ``detection_keypoints`` | models with keypoints: (B, D, J, 3), (y, x, score), y and x as fractions of the image |
 | ``detection_<name>`` | models with a user's branch: its output in its own dtype, see `kerasdet.models.branch` |
 """
@@ -144,7 +145,7 @@ def _signatures(network: Callable, named: Callable, preprocessing: Preprocessing
         with tf.control_dependencies(
             [tf.debugging.Assert(tf.reduce_all(tf.shape(image) > 0), ["image has no pixels:", tf.shape(image)])]
         ):
-            batch = preprocessing.batch(image)
+            batch = preprocessing.pad_batch(image)
         return batch["image"], batch["image_size"], batch["original_size"]
 
     def detect(image):

@@ -36,7 +36,7 @@ def run_in_worker(model: Detector, path: Path, images: Sequence[np.ndarray]) -> 
     cases = []
     for index, pixels in enumerate(inputs):
         found = predictor.decode_outputs({name: value[index] for name, value in outputs.items()})
-        batch = model.preprocessing.batch([pixels], resize=False)
+        batch = model.preprocessing.pad_batch([pixels], resize=False)
         cases.append((batch, {name: np.asarray(value) for name, value in found.items()}))
     return WorkerRun(cases, seconds)
 

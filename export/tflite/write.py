@@ -70,8 +70,8 @@ def export_tflite(
         FileExistsError: If `path` exists.
         OSError: If `path` cannot be written, or the file of a calibration image does not exist.
         TypeError: If `model` is not a detector.
-        UserError: If an option is unknown or the model does not support it, "int8" lacks calibration
-            images, a package is missing, or TFLite lacks an op of the model.
+        UserError: If `path` has another suffix, an option is unknown or the model does not support it, "int8" lacks
+            calibration images, a package is missing, or TFLite lacks an op of the model.
 
     Example:
         >>> export_tflite(model, "detector.tflite", size=(320, 320), input_type="uint8")

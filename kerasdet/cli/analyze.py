@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasdet.data import CocoDataset, Dataset, open_dataset
+from kerasdet.cli.datasets import open_data
+from kerasdet.data import CocoDataset, Dataset
 from kerasdet.data.recognise import recognise
 from kerasdet.errors import UserError
 from kerasdet.evaluation import evaluate_with_results, match_dataset, read_ground_truth
@@ -121,12 +122,8 @@ def _open(options, models, default_data):
         return _Truth(options.data, dataset, names, options.data)
     if options.data is None:
         dataset = default_data(models[0])
-    elif options.images:
-        dataset = CocoDataset(options.data, options.images)
     else:
-        splits = recognise(options.data).splits
-        choice = options.split or next((name for name in ("val", "test") if name in splits), None)
-        dataset = open_dataset(options.data, choice)
+        dataset = open_data(options.data, options.split, options.images)
     return _of_dataset(dataset)
 
 

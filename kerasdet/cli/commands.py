@@ -16,12 +16,12 @@ from kerasdet.checkpoints.cache import is_published
 from kerasdet.checkpoints.labels import names_of_classes, read_labels
 from kerasdet.cli.analyze import analyze
 from kerasdet.cli.data import run_data
+from kerasdet.cli.datasets import open_data
 from kerasdet.cli.inputs import image_files, media_files
 from kerasdet.cli.inspect import inspect
 from kerasdet.cli.predict import check_options, predict
 from kerasdet.cli.zoo import list_zoo
-from kerasdet.data import CocoDataset, open_dataset
-from kerasdet.data.recognise import recognise
+from kerasdet.data import CocoDataset
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.evaluation import evaluate_rules, evaluate_with_results
 from kerasdet.export.formats import MODEL_SUFFIXES, choose_spec, format_named, specs
@@ -144,18 +144,15 @@ def _check_eval_options(options):
                     "instead of --detections."
                 )
     elif not options.model:
-        raise UserError("There is nothing to evaluate: pass a MODEL, or a file of COCO results with --detections.")
-    else:
-        _check_dataset_options(options)
-
-
-def _check_dataset_options(options):
-    """Raises a UserError for options of the evaluation data that contradict each other or would have no effect."""
-    if options.data and options.annotations:
+        raise UserError(
+            "There is nothing to evaluate: pass a MODEL, or a file of COCO results with --detections and its ground "
+            "truth with --annotations."
+        )
+    elif options.data and options.annotations:
         raise UserError("--data and --annotations are both given: pass only one.")
-    if options.split and not options.data:
+    elif options.split and not options.data:
         raise UserError("--split was given without --data, the dataset that has the split: pass both or neither.")
-    if options.images and not options.annotations:
+    elif options.images and not options.annotations:
         raise UserError(
             "--images was given without --annotations, the COCO file of these images: pass both or neither."
         )
@@ -163,7 +160,12 @@ def _check_dataset_options(options):
 
 def _evaluate_model(options):
     require_model(options.model)
-    data = _dataset_named(options) or _evaluation_data(options.model)
+    if options.annotations:
+        data = CocoDataset(options.annotations, options.images)
+    elif options.data:
+        data = open_data(options.data, options.split)
+    else:
+        data = _evaluation_data(options.model)
     predictor = _load(options.model)
     if options.tta is not None:
         predictor = AugmentedPredictor(predictor, options.tta)
@@ -171,15 +173,6 @@ def _evaluate_model(options):
     return evaluate_with_results(
         predictor, data, batch_size=options.batch_size or 1, engine=options.engine, rules=options.metrics
     )
-
-
-def _dataset_named(options):
-    """Opens the dataset that the options name; returns None if they name none."""
-    if options.data is None:
-        return CocoDataset(options.annotations, options.images) if options.annotations else None
-    splits = recognise(options.data).splits
-    choice = options.split or next((name for name in ("val", "test") if name in splits), None)
-    return open_dataset(options.data, choice)
 
 
 def _evaluation_data(model):
@@ -250,15 +243,19 @@ def _export(options):
             f"--serving has no effect with --format {form.name}, which has no folder layout of a model server: remove "
             "--serving, or use format saved_model or openvino."
         )
-    _check_dataset_options(options)
-    if options.max_ap_drop is not None and not (options.data or options.annotations):
-        raise UserError("--max-ap-drop needs --data, the dataset to measure AP on: pass both or neither.")
+    for name, purpose in (
+        ("max_ap_drop", "the dataset to measure AP on"),
+        ("images", "the COCO file of these images"),
+        ("split", "the dataset that has the split"),
+    ):
+        if name in given and not options.eval:
+            raise UserError(f"--{name.replace('_', '-')} needs --eval, {purpose}: pass both or neither.")
     if Path(options.out).exists() and not (is_published(options.model) or Path(options.model).exists()):
         raise UserError(
             f"The model {options.model} does not exist, but {options.out} does: expected the model first, then the "
             f"file or folder to write. Check the order: kerasdet export {options.out} {options.model}"
         )
-    data = _dataset_named(options)
+    data = open_data(options.eval, options.split, options.images) if options.eval else None
     verify_images = image_files(options.verify_images)
     if "calibration_images" in given:
         given["calibration_images"] = image_files(options.calibration_images)

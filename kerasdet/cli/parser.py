@@ -110,9 +110,22 @@ def _add_eval(commands):
         "model.tflite --annotations data/val.json --json metrics.json",
     )
     evaluate.add_argument("model", nargs="?", type=_path, metavar="MODEL", help=_MODEL_HELP)
-    _add_evaluation_data(
-        evaluate,
-        "a dataset in any format of docs/data.md (default: the evaluation data of the model's own gin configuration)",
+    evaluate.add_argument(
+        "--data",
+        type=_path,
+        metavar="DATA",
+        help="a dataset in any format of docs/data.md (default: the evaluation data of the model's own gin "
+        "configuration)",
+    )
+    evaluate.add_argument(
+        "--split", metavar="NAME", help="the split of --data (default: val, otherwise test, otherwise the only split)"
+    )
+    evaluate.add_argument("--annotations", type=_path, metavar="FILE", help="COCO annotations, instead of --data")
+    evaluate.add_argument(
+        "--images",
+        type=_path,
+        metavar="DIR",
+        help="folder of the images of --annotations (default: found near the file, such as images/ next to it)",
     )
     evaluate.add_argument(
         "--detections", type=_path, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
@@ -145,20 +158,6 @@ def _add_eval(commands):
         "--save-detections", type=_path, metavar="FILE", help="write the detections in COCO's results format"
     )
     return evaluate
-
-
-def _add_evaluation_data(command, data_help):
-    command.add_argument("--data", type=_path, metavar="DATA", help=data_help)
-    command.add_argument(
-        "--split", metavar="NAME", help="the split of --data (default: val, otherwise test, otherwise the only split)"
-    )
-    command.add_argument("--annotations", type=_path, metavar="FILE", help="COCO annotations, instead of --data")
-    command.add_argument(
-        "--images",
-        type=_path,
-        metavar="DIR",
-        help="folder of the images of --annotations (default: images/ next to them)",
-    )
 
 
 def _add_predict(commands):
@@ -258,14 +257,27 @@ def _add_export(commands):
         metavar="IMAGE",
         help="compare model and export on these images (default: four calibration images, else generated ones)",
     )
-    _add_evaluation_data(
-        export, "compare the AP of model and export on this dataset, in any format of docs/data.md (default: no AP)"
+    export.add_argument(
+        "--eval",
+        type=_path,
+        metavar="DATA",
+        help="compare the AP of model and export on this dataset in any format of docs/data.md, such as a file of COCO "
+        "annotations (default: no AP)",
+    )
+    export.add_argument(
+        "--split", metavar="NAME", help="the split of --eval (default: val, otherwise test, otherwise the only split)"
+    )
+    export.add_argument(
+        "--images",
+        type=_path,
+        metavar="DIR",
+        help="folder of the images if --eval is a COCO file (default: found near the file, such as images/ next to it)",
     )
     export.add_argument(
         "--max-ap-drop",
         type=_fraction,
         metavar="X",
-        help="fail if the AP of the export on --data is lower than that of the model by more than X, in [0, 1] "
+        help="fail if the AP of the export on --eval is lower than that of the model by more than X, in [0, 1] "
         "(default 0.02)",
     )
     export.add_argument(
@@ -418,7 +430,7 @@ def _add_analyze(commands):
         "--images",
         type=_path,
         metavar="DIR",
-        help="folder of the images if --data is a COCO file (default: found near it)",
+        help="folder of the images if --data is a COCO file (default: found near the file, such as images/ next to it)",
     )
     analyze.add_argument(
         "--against",

@@ -57,7 +57,7 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
         config: Path of a gin file or of a run's folder, or the name of a recipe of kerasdet, with or without ``.gin``.
         overrides: Strings such as ``MACRO=value`` or ``Name.argument=value``. String values need no quotes.
             ``DATA=path`` replaces the data of the file with a dataset of any format, and sets NUM_CLASSES to its number
-            of classes; see ``gin_configs/dataset/folder.gin``.
+            of classes, unless another override sets NUM_CLASSES; see ``gin_configs/dataset/folder.gin``.
         defaults: Values by macro name. They are used for macros that neither the file nor the overrides set.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasdet.arguments import check_names
+from kerasdet.arguments import check_names, check_numbers
 from kerasdet.data.annotations import CHANGES, GroundTruth, name_of, read_contents
 from kerasdet.data.categories import match_classes, read_skeleton
 from kerasdet.data.extra_values import read_extra_values
@@ -125,6 +125,7 @@ class Dataset:
         strict: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        check_numbers("Dataset", 1, max_pixels=max_pixels)
         self.annotations = source
         self._data = data
         folder = Path("" if images is None else images)

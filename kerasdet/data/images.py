@@ -178,8 +178,8 @@ def inspect(encoded: bytes, max_pixels: int | None = None) -> ImageInfo:
             pixels = image.height * image.width
             if max_pixels is not None and pixels > max_pixels:
                 raise UserError(
-                    f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} to "
-                    f"CocoDataset or VocDataset (gin: CocoDataset.max_pixels={pixels}) if you trust the file"
+                    f"has {pixels} pixels, more than max_pixels={max_pixels}; pass max_pixels={pixels} (gin: "
+                    f"CocoDataset.max_pixels={pixels}, with --data open_dataset.max_pixels) if you trust the file"
                 )
             if kind is TiffImagePlugin.TiffImageFile and image.mode in ("I", "F"):
                 raise UserError("is a TIFF with 32 bits per channel; convert it to 8 or 16 bits")

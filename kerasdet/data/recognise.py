@@ -17,6 +17,7 @@ from kerasdet.data.coco_exports import find_coco, json_kind
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.examples import read_examples
 from kerasdet.data.files import images_in, is_image, read_text
+from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
 from kerasdet.data.unknown import explain_unknown
 from kerasdet.data.values import Changes
@@ -349,6 +350,7 @@ def open_dataset(
     keypoints: bool | None = False,
     extra_annotation_keys: Sequence[str] = (),
     strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """Opens a dataset of any supported format, and logs its format, its size and any repairs.
 
@@ -382,6 +384,7 @@ def open_dataset(
             as float32 under the same keys.
         strict: Whether to raise an error for values that would be repaired or dropped. By default these are counted and
             logged.
+        max_pixels: Images with more pixels than this count as damaged. Default: Pillow's limit, about 179 million.
 
     Returns:
         The dataset. Its `counts` and `problems` include the repairs.
@@ -409,6 +412,7 @@ def open_dataset(
         keypoints=_any_has(data["categories"], "keypoints") if keypoints is None else keypoints,
         extra_annotation_keys=extra_annotation_keys,
         strict=strict,
+        max_pixels=max_pixels,
     )
     dataset.add_changes(changes)
     return dataset

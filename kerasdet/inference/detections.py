@@ -119,6 +119,12 @@ class Detections:
         if not isinstance(index, slice):
             index = np.asarray(index)
             index = index.astype(int) if index.size == 0 and index.dtype != bool else index
+            if index.dtype.kind not in "biu":
+                example = index.item() if index.ndim == 0 and hasattr(self, str(index)) else "scores"
+                raise UserError(
+                    f"The index of detections is {index.tolist()!r}: expected integers, a slice or a mask. Arrays are "
+                    f"attributes, such as detections.{example}."
+                )
         extras = {name: value[index] for name, value in self.extras.items()}
         values = {name: value[index] for name, value in self._per_object().items()}
         return dataclasses.replace(self, **values, extras=extras)

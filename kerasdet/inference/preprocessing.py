@@ -306,8 +306,8 @@ class KeepSize:
 
         Returns:
             Dict of `image` (B, h, w, 3), padded at the bottom right; `image_size` and `original_size` (B, 2) int32,
-            both the heights and widths of the images in pixels. A tensor keeps its dtype. A list becomes uint8 if all
-            images are uint8, otherwise float32.
+            both the heights and widths of the images in pixels. `image` is uint8 if all images are uint8, otherwise
+            float32; in a graph it keeps the dtype of the tensor.
 
         Raises:
             UserError: If there is no image, an image is invalid, or `resize` is not None.

@@ -119,7 +119,7 @@ class DenseHead(keras.layers.Layer):
 
         Raises:
             UserError: If the head belongs to a model with other numbers of classes, anchors or channels, or other
-                levels.
+                levels, or does not accept the number of anchors.
         """
         sizes = (num_classes, num_anchors, tuple(levels), channels)
         if self.attached_to == sizes:

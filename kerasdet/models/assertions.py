@@ -19,6 +19,9 @@ def with_valid_objects(data: Mapping | tuple, num_classes: int | None) -> dict[s
 
     Returns:
         The result of `training_batch`. In a graph, computing `boxes` or `class_ids` runs the assertions.
+
+    Raises:
+        UserError: If the batch is not a dict, or lacks a required key.
     """
     batch = training_batch(data)
     boxes, class_ids = batch["boxes"], batch["class_ids"]

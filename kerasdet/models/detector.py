@@ -141,7 +141,7 @@ class Detector(Predictor, Trainer):
             The result of `call`.
 
         Raises:
-            UserError: If the batch has another form or no image.
+            UserError: If the batch lacks `image`, an entry has another shape, or there is no image.
         """
         _check_inputs(inputs)
         return super().__call__(inputs, *args, **kwargs)
@@ -158,7 +158,7 @@ class Detector(Predictor, Trainer):
             Padded detections in pixels of the network's input, as `postprocess` returns them.
 
         Raises:
-            UserError: If a batch has another form, or there is no image.
+            UserError: If a batch lacks `image`, an entry has another shape, or there is no image.
         """
         if isinstance(x, list | tuple):  # Keras would take the items as several inputs, and their rows as images
             raise UserError(
@@ -309,7 +309,7 @@ class Detector(Predictor, Trainer):
             )
 
         def serve(image):
-            return self.detect_batch(self.preprocessing.batch(image))
+            return self.detect_batch(self.preprocessing.pad_batch(image))
 
         archive = keras.export.ExportArchive()
         archive.track(self)

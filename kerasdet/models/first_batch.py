@@ -25,7 +25,7 @@ _SHAPES = {
 
 
 def check_keras_arguments(method: Callable, *args: Any, **kwargs: Any) -> None:
-    """Checks the arguments of Keras' `fit` or `evaluate`. Keras drops some that it does not use without a message.
+    """Checks the arguments of Keras' `fit` or `evaluate`, because Keras ignores some of them without a message.
 
     Args:
         method: `fit` or `evaluate` of `keras.Model`.
@@ -68,7 +68,7 @@ def check_has_images(data: Any) -> None:
 def check_first_batch(data: Mapping | tuple) -> None:
     """Checks shapes and dtypes of a batch, and the units of its pixels, boxes and masks.
 
-    Later batches are not checked, because this would slow down training.
+    Of later batches, steps check only class ids, boxes and crowds, see `assertions`: more would slow down training.
 
     Args:
         data: A training batch (see `kerasdet.models.batch.training_batch`), or a tuple that starts with one. A batch

@@ -37,8 +37,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
     Args:
         pooler: Pools the features of each region; its `output_size` is S, the side of the box head's input in cells.
             None: `RoIPooler()`.
-        box_head: Layer that maps pooled features (N, S, S, C) of N regions to vectors (N, `out_channels`). None:
-            `BoxHead()`.
+        box_head: Layer that maps pooled features (N, S, S, C) of N regions to vectors (N, `out_channels`). Its `build`
+            sets the attribute `out_channels`. None: `BoxHead()`.
         branches: Further predictions for each region, such as `MaskBranch` and `KeypointBranch`, in any combination.
         matcher: Matches proposals to ground-truth objects in training. None:
             `IoUMatcher(0.5, 0.5, allow_low_quality_matches=False)`.
@@ -225,7 +225,8 @@ class RoIHeads(ConfigFromInit, keras.layers.Layer):
             branch: One of `branches`, or None for the box head.
 
         Returns:
-            The pooled features, (B * P, S, S, C).
+            The pooled features, (B * P, S, S, C). S is the `pool_size` of the branch, by default the `output_size` of
+            `pooler`.
         """
         _, levels, _ = self._sizes
         return self.pooler({level: pyramid[level] for level in levels}, rois, branch.pool_size if branch else None)

@@ -248,7 +248,7 @@ class RPN(ConfigFromInit, keras.layers.Layer):
         return self.proposals.apply_nms(candidates, training)
 
     def match(self, anchors: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Matches anchors to ground truth, and ignores anchors that extend too far beyond the image border.
+        """Matches anchors to ground truth, and ignores anchors that `straddle_threshold` excludes.
 
         Args:
             anchors: (R, 4) yxyx in pixels.

@@ -30,6 +30,7 @@ class Trainer(SkipSymbolicBuild, keras.Model):
 
     N replicas train exactly like one device with the same global batch: all images are padded to the largest one on any
     replica, the divisors of losses are counted over all replicas, and gradients are summed before they are clipped.
+    Norms of type "bn" are an exception: they use the statistics of one replica.
 
     Args:
         loss_names: Keys of the dict that `compute_losses` returns.
@@ -105,7 +106,8 @@ class Trainer(SkipSymbolicBuild, keras.Model):
             **kwargs: Passed to `keras.Model.fit`.
 
         Returns:
-            The losses of each epoch.
+            Keras' `History`. Its `history` maps the names of the losses, ``gradient_norm`` and ``positives`` to their
+            means in each epoch.
 
         Raises:
             UserError: If targets or weights are given beside the batches, or there is no image.

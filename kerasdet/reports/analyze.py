@@ -150,6 +150,8 @@ def _scales(run, cases):
     sizes = [(images[image_id]["height"], images[image_id]["width"]) for image_id in cases.image_ids]
     if rule is None or isinstance(rule, KeepSize) or any(None in size for size in sizes):
         return None
+    if rule.rounding == "square":  # the square root of the factor of areas
+        return np.array([rule.shortest / (height * width) ** 0.5 for height, width in sizes])
     return np.array([min(rule.shortest / min(size), rule.longest / max(size)) for size in sizes])
 
 

@@ -66,22 +66,26 @@ def assigner_of(model: Detector) -> Assigner | None:
         model: A detector.
 
     Returns:
-        The assigner, or None if the model has no anchors or no matcher.
+        The assigner. None if the model has no `AnchorGenerator` (SSD), or if its matcher needs more than anchors and
+        ground truth (RTMDet).
     """
     part = getattr(model, "rpn", model)
-    if not hasattr(part, "anchors") or not hasattr(part, "matcher"):
+    matcher = getattr(part, "matcher", None)
+    by_level = isinstance(matcher, FCOSMatcher)
+    if not isinstance(getattr(part, "anchors", None), AnchorGenerator):
         return None
-    by_level = isinstance(part.matcher, FCOSMatcher)
-    matcher = getattr(part, "match", part.matcher)
+    if not by_level and not hasattr(matcher, "foreground_iou"):
+        return None
+    match_all = getattr(part, "match", matcher)
 
     def match(levels, batch):
-        return matcher(levels if by_level else tf.concat(list(levels.values()), 0), batch)
+        return match_all(levels if by_level else tf.concat(list(levels.values()), 0), batch)
 
     return Assigner(
         anchors=part.anchors,
         match=match,
-        foreground_iou=getattr(part.matcher, "foreground_iou", None),
-        ranges=getattr(part.matcher, "regress_ranges", None),
+        foreground_iou=getattr(matcher, "foreground_iou", None),
+        ranges=getattr(matcher, "regress_ranges", None),
         size_divisor=model.preprocessing.size_divisor,
         stage="RPN" if part is not model else type(model).__name__,
     )

@@ -120,7 +120,8 @@ def resized(objects: Objects, preprocessing: Preprocessing) -> Objects:
     """
     height, width = objects.sizes.T
     rule = preprocessing.shortest, preprocessing.longest, preprocessing.rounding
-    sizes = np.maximum(np.stack([side.numpy() for side in resize_ops.shortest_edge_size(height, width, *rule)], 1), 1)
+    sides = resize_ops.shortest_edge_size(height, width, *rule)  # scalars if all images become squares
+    sizes = np.maximum(np.stack([np.broadcast_to(side.numpy(), len(height)) for side in sides], 1), 1)
     factors = (sizes / objects.sizes)[objects.images]  # (N, 2)
     boxes = (objects.boxes * np.concatenate([factors, factors], 1)).astype(np.float32)
     return dataclasses.replace(objects, boxes=boxes, sizes=sizes.astype(np.int64))

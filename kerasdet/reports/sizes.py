@@ -42,6 +42,8 @@ def sizes(data: Splits, model: Detector | None) -> tuple[Section | None, list[Fi
             f"In pixels after resizing: the shorter side of an image becomes {rule.shortest} px, unless the longer "
             f"side would exceed {rule.longest} px."
         )
+        if rule.rounding == "square":
+            intro = f"In pixels after resizing: every image is stretched to {rule.shortest} x {rule.shortest} px."
         assigner = assigner_of(model)
     anchors = assigner.anchors if assigner and assigner.foreground_iou is not None else None
     parts = [_edges(objects, anchors), _ratios(objects, anchors), _shapes(objects, anchors), _per_image(objects)]

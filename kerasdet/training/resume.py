@@ -1,14 +1,15 @@
 """Saves and restores the state of a training run."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -149,6 +150,28 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     for generator, value in zip(seed_generators(model), state["random"], strict=True):
         generator.state.assign(value)
     return Progress(state["step"], state["images"], differences)
+
+
+def settings_of_parts(transforms: Sequence, sampler: Any) -> dict[str, Any]:
+    """Returns the settings of transforms and a sampler, which `save` stores and `restore` compares.
+
+    Args:
+        transforms: The transforms of the run.
+        sampler: The sampler of the run, or None.
+
+    Returns:
+        The names of the parts under "transforms" and "sampler", and the arguments of each part as text under names such
+        as "RandomFlip.vertical". If several parts have one class, the texts are in a list.
+    """
+    parts = [*transforms, *([] if sampler is None else [sampler])]
+    names = [getattr(part, "__name__", type(part).__name__) for part in parts]
+    arguments: dict[str, list[str]] = {}
+    for name, part in zip(names, parts, strict=True):
+        for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
+            text = re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(part, field.name)))  # addresses differ between processes
+            arguments.setdefault(f"{name}.{field.name}", []).append(text)
+    settings = {name: texts[0] if len(texts) == 1 else texts for name, texts in arguments.items()}
+    return {"transforms": names[: len(transforms)], "sampler": None if sampler is None else names[-1], **settings}
 
 
 def _check_class_names(path, model, elsewhere):

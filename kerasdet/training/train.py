@@ -24,7 +24,7 @@ from kerasdet.training.freezing import check_frozen_layers, freeze_layers
 from kerasdet.training.loop import TrainingLoop
 from kerasdet.training.metrics_log import RunLog, ThroughputLogger
 from kerasdet.training.options import Checkpointing, StepOptions, Validation
-from kerasdet.training.resume import checkpoints, restore
+from kerasdet.training.resume import checkpoints, restore, settings_of_parts
 from kerasdet.training.validation import Validator
 
 log = logging.getLogger(__name__)
@@ -159,6 +159,7 @@ def train(
         settings = {"data": fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
         if validation is not None:
             settings["evaluation data"] = fingerprint(validation.data)
+        settings |= settings_of_parts(transforms, sampler)
         completed_steps, completed_images, changes = restore(model, out_dir / "checkpoints", settings)
         shared = {"data": data, "steps": steps, "batch_size": batch_size, "log_every": log_every, "seed": seed}
         options = {"validation": validation, "checkpointing": checkpointing, "step_options": step_options}

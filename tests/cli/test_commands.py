@@ -202,7 +202,7 @@ def assert_detects_like(capsys, export, folder, model, tolerance):
 
 def test_export_writes_a_saved_model_that_predict_and_eval_take(capsys, folder, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--verify-images", pictures(folder)[0], "--data", folder / "shapes"]
+    arguments = ["--verify-images", pictures(folder)[0], "--eval", folder / "shapes"]
     arguments += ["--class-offset", "0", "--max-pixels", "5000"]
     assert kerasdet("export", folder / "run", "served", *arguments) == 0
     report = capsys.readouterr().out
@@ -243,7 +243,7 @@ FCOS = "torchvision/fcos_resnet50_fpn"
 MISTAKES = {
     "train: no such configuration": (
         ["train", "retinanet_r5"],
-        "no configuration retinanet_r5: expected the path of a gin file, or one of",
+        "no configuration retinanet_r5: expected the path of a gin file or of a run's folder, or one of",
     ),
     "train: unknown macro": ([*SMALL, "--set", "STEPSS=3"], "the configuration has no macro STEPSS"),
     "train: unknown argument": ([*SMALL, "--set", "ResNet.widht=3"], "ResNet has no argument widht: choose one of "),
@@ -370,20 +370,16 @@ MISTAKES = {
         ["export", "{}/new.tflite", "{}/run"],
         "The model {}/new.tflite does not exist, but {}/run does: expected the model first, then the file or folder to",
     ),
-    "export: images without annotations": (
+    "export: images without --eval": (
         ["export", "{}/run", "{}/new", "--images", "{}/shapes/images"],
-        "--images was given without --annotations, the COCO file of these images: pass both or neither",
+        "--images needs --eval, the COCO file of these images: pass both or neither",
     ),
-    "export: drop without data": (
+    "export: drop without --eval": (
         ["export", "{}/run", "{}/new", "--max-ap-drop", "0.1"],
-        "--max-ap-drop needs --data",
-    ),
-    "export: two datasets": (
-        ["export", "{}/run", "{}/new", "--data", "{}/shapes", "--annotations", "{}/shapes/annotations.json"],
-        "--data and --annotations are both given",
+        "--max-ap-drop needs --eval",
     ),
     "export: images are elsewhere": (
-        ["export", "{}/run", "{}/new", "--annotations", "{}/shapes/annotations.json", "--images", "{}/no"],
+        ["export", "{}/run", "{}/new", "--eval", "{}/shapes/annotations.json", "--images", "{}/no"],
         ": the image folder {}/no does not exist",
     ),
     "export: not empty": (["export", "{}/run", "{}/shapes"], "{}/shapes exists and is not empty"),

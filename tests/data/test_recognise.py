@@ -286,3 +286,13 @@ def test_pattern_and_folder_instead_of_a_file_say_so(two_files):
         open_dataset(two_files / "*.json")
     with pytest.raises(UserError, match=f"{two_files} is a folder; expected a JSON file"):
         CocoDataset(two_files)
+
+
+def test_limit_of_pixels_can_be_raised(two_files):
+    with pytest.raises(
+        UserError, match=r"more than max_pixels=9; pass max_pixels=.* \(gin: .*open_dataset\.max_pixels"
+    ):
+        open_dataset(two_files, "train", max_pixels=9)
+    assert len(open_dataset(two_files, "train", max_pixels=SIZE[0] * SIZE[1])) == 1
+    with pytest.raises(UserError, match=r"Dataset\.max_pixels is '2e8': expected a number of 1 or more\."):
+        open_dataset(two_files, "train", max_pixels="2e8")

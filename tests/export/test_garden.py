@@ -93,6 +93,13 @@ def test_loaded_export_masks_equal_the_model(models, saved_model):
     assert (found.masks != expected.masks).mean() < 1e-3  # a probability at 0.5 may round to either side
 
 
+def test_model_card_says_which_area_masks_of_whole_images_cover(saved_model):
+    card = (saved_model("rtmdet_ins") / "assets" / "model_card.md").read_text()
+    assert "probabilities in the area of `detection_mask_boxes`" in card
+    assert "probabilities inside the box" not in card
+    assert "output of a branch of the model" not in card
+
+
 def test_foreign_folder_raises(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(UserError, match=r"has no assets/kerasdet\.json: expected a SavedModel of `kerasdet export`"):

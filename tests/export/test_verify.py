@@ -109,7 +109,7 @@ def test_usual_mistakes_of_a_new_format_are_named(precision, change, cause):
 
 
 @pytest.mark.parametrize(
-    ("precision", "remedy"), [("float32", "compare the input first"), ("16 bits", "Use another precision")]
+    ("precision", "remedy"), [("float32", "compare the input first"), ("16 bits", "Use another --precision")]
 )
 def test_differences_without_a_usual_cause_have_a_remedy(precision, remedy):
     expected = detections()

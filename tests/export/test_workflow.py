@@ -106,7 +106,7 @@ def test_of_many_calibration_images_a_hundred_are_used(toy, models, tmp_path, ca
     images = [np.full_like(tiny.images()[0], i) for i in range(205)]
     with caplog.at_level("INFO"):
         export_and_verify(models("tiny"), tmp_path / "a.toy", format="toy", precision="int8", calibration_images=images)
-    assert "Calibrating on 100 of the 205 images, at equal distances." in caplog.messages
+    assert "Calibrating on 100 of the 205 images, evenly spaced in the list." in caplog.messages
 
 
 def test_default_verify_images_have_two_sizes():
@@ -223,7 +223,9 @@ class Metrics(SimpleNamespace):
         return f"AP {self.summary['AP']}"
 
 
-@pytest.mark.parametrize(("export_ap", "fits"), [(0.51, True), (0.485, True), (0.47, False), (float("nan"), False)])
+@pytest.mark.parametrize(
+    ("export_ap", "fits"), [(0.5, True), (0.51, True), (0.485, True), (0.47, False), (float("nan"), False)]
+)
 def test_export_with_large_ap_drop_raises(toy, models, tmp_path, monkeypatch, export_ap, fits):
     toy()
 
@@ -253,7 +255,7 @@ def test_8_bit_report_states_that_ap_was_not_measured(toy, models, tmp_path):
     toy()
     options = {"format": "toy", "verify_images": tiny.images()}
     _, report = export_and_verify(models("tiny"), tmp_path / "a.toy", precision="int8", **options)
-    assert "AP was not measured: pass --data DATA" in report
+    assert "AP was not measured: pass --eval DATA" in report
     _, report = export_and_verify(models("tiny"), tmp_path / "b.toy", precision="float32", **options)
     assert "AP was not measured" not in report
 

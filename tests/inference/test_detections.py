@@ -81,6 +81,19 @@ def test_index_out_of_range_raises():
         detections()[np.array([True, False])]
 
 
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ("boxes", r"is 'boxes': expected integers, .* such as detections\.boxes\."),
+        ("score", r"is 'score': .* such as detections\.scores\."),
+        (0.5, r"is 0\.5: expected integers, a slice or a mask\."),
+    ],
+)
+def test_index_of_another_type_raises(index, expected):
+    with pytest.raises(UserError, match=expected):
+        detections()[index]
+
+
 def test_iteration_yields_one_object_each():
     assert [(len(each), each.labels) for each in detections()] == [(1, ["cat"]), (1, ["dog"]), (1, ["cat"])]
 

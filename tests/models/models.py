@@ -89,7 +89,7 @@ def ssd(norm="bn_inference", score_threshold=0.05, max_detections=20, **kwargs):
         "postprocessing": Postprocessing(
             score_threshold, max_detections=max_detections, clip_before_nms=True, empty_boxes="keep"
         ),
-        "preprocessing": Preprocessing(shortest=96, longest=96, rounding="square", kernel="bilinear"),
+        "preprocessing": Preprocessing(shortest=96, longest=128, rounding="square", kernel="bilinear"),
     }
     return SSD(NUM_CLASSES, **{**own, **kwargs})
 

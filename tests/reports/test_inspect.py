@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import tiny
+from models import models
 from PIL import Image
 from reports.pages import Reader, watched_tab
 
@@ -217,3 +218,13 @@ def test_axe_finds_no_violation(opened):
     result = axe.Axe().run(opened)
     assert result.response["passes"]
     assert result.violations_count == 0, result.generate_report()
+
+
+@pytest.mark.parametrize("name", ["ssd", "rtmdet"])
+def test_detector_whose_matcher_cannot_be_examined_has_no_section_about_anchors(name, splits, tmp_path):
+    pytest.importorskip("vl_convert")
+    model = {"ssd": models.ssd, "rtmdet": models.rtmdet}[name]()
+    found = inspect_dataset({"val": splits["val"]}, tmp_path / "page.html", model=model)
+    assert "anchors" not in {finding.section for finding in found}
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ("every image is stretched to 96 x 96 px" in text) == (name == "ssd")

@@ -15,6 +15,7 @@ import tiny
 
 from kerasdet import FPN, ResNet, evaluate, load
 from kerasdet.data import CocoDataset, Dataset, RandomFlip, ResizeShortestEdge
+from kerasdet.data.transforms import NumpyTransform
 from kerasdet.errors import UserError
 from kerasdet.evaluation import validation_losses
 from kerasdet.files import locked
@@ -520,16 +521,24 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     assert not [message for message in caplog.messages if "other settings" in message]
     other = CocoDataset(data.annotations)
     other.records = other.records[1:]
-    model = detector(preprocessing=Preprocessing(shortest=64, longest=128))
-    run(tmp_path, other, model=model, steps=2, batch_size=1, seed=5)
+
+    def go_on():
+        model = detector(preprocessing=Preprocessing(shortest=64, longest=128))
+        transforms = [ResizeShortestEdge((48,), 96), RandomFlip(), NumpyTransform(lambda image, seed: image, True)]
+        run(tmp_path, other, model=model, steps=2, batch_size=1, seed=5, transforms=transforms)
+
+    go_on()
     [message] = [message for message in caplog.messages if "continues with other settings: " in message]
     for words in (
         "data was 5 images of 5 classes (",
         "and is now 4 images",
         "batch_size was 2 and is now 1",
         "longest was 96 and is now 128",
+        "transforms was ['ResizeShortestEdge', 'RandomFlip'] and is now [",
+        "ResizeShortestEdge.shortest was (48, 64) and is now (48,)",
     ):
         assert words in message
+    go_on()  # the run is finished, and a function of the same name is no other setting
     with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is now \['neck'\]"):
         run(tmp_path, data, steps=1, freeze=["neck"])
 
