@@ -209,7 +209,7 @@ def _predict(options):
     check_options(paths, draw=options.draw, track=options.track, max_frames=options.max_frames)
     for name in ("draw", "crops"):
         if (folder := getattr(options, name)) is not None:
-            make_folder(Path(folder), f"--{name}")
+            make_folder(expand(folder, f"--{name}"), f"--{name}")
     predict(
         _with_tiles(_load(options.model), options),
         paths,

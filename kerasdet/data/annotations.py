@@ -126,6 +126,11 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data: line 2 "):
+            raise UserError(
+                f"{path} has more than one JSON value, like JSON Lines: expected one. Put the values into a list: [ "
+                "before the first, commas between them, ] after the last."
+            ) from None
         raise UserError(f"{path} is not valid JSON: {error}. Export or download it again.") from None
 
 
