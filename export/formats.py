@@ -75,6 +75,12 @@ def choose_spec(path: str | os.PathLike, name: str | None = None) -> FormatSpec:
             f"{path} ends in {suffix}, which no export format writes: expected a folder ({default_spec().name}) or a "
             f"file that ends in {files}. Change the path."
         )
+    whole = str(expand(path).resolve())
+    if found := next((character for character in spec.unreadable if character in whole), None):
+        raise UserError(
+            f"{whole} contains {found}, with which the export could not be loaded: expected a path without this "
+            "character. Change the path."
+        )
     return spec
 
 

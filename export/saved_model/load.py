@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kerasdet.errors import UserError
 from kerasdet.export.metadata import METADATA_FILE, describe
+from kerasdet.export.saved_model.spec import SPEC
 from kerasdet.inference.padded import from_tf_od, join, rescale
 from kerasdet.inference.predictor import Predictor, batch_sizes
 from kerasdet.inference.preprocessing import KeepSize, Preprocessing
@@ -41,6 +42,11 @@ class SavedModelPredictor(Predictor):
         try:
             self._loaded = tf.saved_model.load(str(path))
         except (OSError, ValueError, IndexError, tf.errors.OpError) as error:  # IndexError: the variables are truncated
+            if any(character in str(path) for character in SPEC.unreadable):
+                raise UserError(
+                    f"{path} cannot be loaded by TensorFlow, which takes [ and \\ in a path for a pattern: expected a "
+                    "path without these characters. Rename or move the folder."
+                ) from None
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be loaded by TensorFlow: {reason}. Export the model again.") from None
         self.preprocessing = KeepSize()

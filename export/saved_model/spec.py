@@ -1,5 +1,6 @@
 """Describes the SavedModel export format for the command line, without importing TensorFlow."""
 
+import os
 from pathlib import Path
 
 from kerasdet.export.spec import GRAPH_PRECISIONS, FormatSpec, Option
@@ -16,6 +17,7 @@ SPEC = FormatSpec(
     suffix="",
     precisions=GRAPH_PRECISIONS,
     recognizes=_recognizes,
+    unreadable="[\\".replace(os.sep, ""),  # TensorFlow 2.21 takes paths of variables for patterns
     options=(
         Option(
             "ops",

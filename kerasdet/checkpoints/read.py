@@ -35,7 +35,7 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
     Args:
         path: Path of a `.pth`, `.pt`, `.pkl`, `.safetensors` or `.npz` file.
         weights: Name of the entry that contains the weights, such as "model_ema", or a prefix of the names, such as
-            "ema_model". None for a file of mmdetection or with only one set.
+            "ema_model", with or without its last dot. None for a file of mmdetection or with only one set.
 
     Returns:
         A dict of arrays by name. Floats of any size become float32; other dtypes are kept. The dict's attribute
@@ -47,6 +47,7 @@ def read(path: str | Path, weights: str | None = None) -> StateDict:
             tensors and plain containers, or has no entry or prefix `weights`.
     """
     path = expand(path)
+    weights = weights and weights.removesuffix(".")
     if not path.exists():
         raise FileNotFoundError(f"{path}: the file does not exist. Check the path.")
     try:

@@ -129,8 +129,10 @@ def _check_eval_options(options):
         )
     if options.detections:
         if not options.annotations:
+            instead = " --data cannot replace it, because no model runs." if options.data else ""
             raise UserError(
-                "--detections was given without --annotations, the ground truth to score against: pass both."
+                "--detections was given without --annotations, a COCO file of the ground truth to score against: pass "
+                f"both.{instead}"
             )
         if options.model:
             raise UserError(f"{options.model} and --detections are both given: pass only one.")
@@ -207,7 +209,7 @@ def _predict(options):
     check_options(paths, draw=options.draw, track=options.track, max_frames=options.max_frames)
     for name in ("draw", "crops"):
         if (folder := getattr(options, name)) is not None:
-            make_folder(Path(folder), f"--{name}")
+            make_folder(expand(folder, f"--{name}"), f"--{name}")
     predict(
         _with_tiles(_load(options.model), options),
         paths,

@@ -41,6 +41,7 @@ CHANGES = {
     "repeated_categories": "repeated categories merged",
     "repeated_names": "class names that several categories share",
     "similar_names": "class names that differ only in case",
+    "renamed_images": "images renamed because another image has the same name",
     "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name, named by their id",
     "grouping_categories": "categories left out because they have no objects and only group others",
@@ -52,6 +53,7 @@ CHANGES = {
     "short_polygons": "objects that lost polygons of fewer than three points",
     "odd_polygons": "objects with polygons of an odd number of values, whose last value was dropped",
     "masks_outside_boxes": "masks outside their boxes",
+    "empty_masks": "masks that cover no pixel left out, but not their boxes",
     "keypoints_outside_boxes": "objects whose keypoints lie outside their boxes",
     "contradicting_counts": "objects whose num_keypoints is wrong (the labelled keypoints were counted)",
     "unnamed_keypoints": "objects whose keypoints were dropped because their category defines none",
@@ -124,6 +126,11 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data: line 2 "):
+            raise UserError(
+                f"{path} has more than one JSON value, like JSON Lines: expected one. Put the values into a list: [ "
+                "before the first, commas between them, ] after the last."
+            ) from None
         raise UserError(f"{path} is not valid JSON: {error}. Export or download it again.") from None
 
 
@@ -183,6 +190,8 @@ def read_contents(
             "id; the other annotations have no image either. Correct their image_id, or add the images."
         )
     _check_units(kept, source)
+    if masks:
+        _check_units_of_polygons(kept, source)
     if keypoints:
         _check_units_of_keypoints(kept, source)
     used = {annotation["category_id"] for annotation in kept}
@@ -220,6 +229,17 @@ def _check_units(annotations, source):
         raise UserError(
             f'{source}: no box has a number above 1 (first: {name_of(annotations[0])} has "bbox" {show(boxes[0])}); '
             "expected [x, y, width, height] in pixels. Multiply the fractions by the width and height of the images."
+        )
+
+
+def _check_units_of_polygons(annotations, source):
+    """Raises an error if the polygons are fractions of the image instead of pixels."""
+    drawn = [annotation for annotation in annotations if isinstance(annotation["segmentation"], list)]
+    if drawn and are_fractions([polygon for annotation in drawn for polygon in annotation["segmentation"]]):
+        raise UserError(
+            f'{source}: no polygon has a coordinate above 1 (first: {name_of(drawn[0])} has "segmentation" '
+            f"{show(drawn[0]['segmentation'])}); expected polygons in pixels. Multiply the fractions by the width and "
+            "height of the images."
         )
 
 

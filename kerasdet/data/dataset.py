@@ -362,7 +362,12 @@ def _objects(annotations, sizes, paths, category_ids, source, masks, num_keypoin
     if num_keypoints:
         columns["keypoints"] = _keypoints(annotations, num_keypoints)
     if masks:
-        runs = _runs(annotations, sizes, source)
+        if annotations and not any(annotation["segmentation"] for annotation in annotations):
+            raise UserError(
+                f'{source}: no annotation has a "segmentation", but masks=True was set. Add segmentations, or set '
+                "masks=False (gin: CocoDataset.masks or open_dataset.masks)."
+            )
+        runs = read_runs(annotations, sizes, source)
         columns["num_runs"] = np.array([len(part) for part in runs], np.int32)
         faults["objects_without_mask"] = keep & (columns["num_runs"] == 0)
         keep &= columns["num_runs"] > 0
@@ -408,8 +413,23 @@ def _keypoints(annotations, count):
     return np.where(labelled, keypoints[..., [1, 0, 2]] + np.float32([0.5, 0.5, 0]), np.float32(0))
 
 
-def _runs(annotations, sizes, source):
-    """Returns the run lengths of every annotation's mask; an empty array if the mask covers no pixel."""
+def read_runs(
+    annotations: Sequence[Mapping[str, Any]], sizes: Mapping[int, tuple[int, int]], source: str
+) -> list[np.ndarray]:
+    """Reads and checks the masks of annotations.
+
+    Args:
+        annotations: COCO annotations whose `segmentation` is the result of `read_segmentation`.
+        sizes: Maps the id of each image to its height and width in pixels.
+        source: Path or name of the dataset for error messages.
+
+    Returns:
+        The run lengths of each mask, see `rle.runs_from_segmentation`; an empty array for an object without a mask or
+        with a mask that covers no pixel.
+
+    Raises:
+        UserError: If a mask is damaged or not of the size of its image, or all masks cover no pixel.
+    """
     runs = []
     for annotation in annotations:
         segmentation = annotation["segmentation"] or []
@@ -418,15 +438,11 @@ def _runs(annotations, sizes, source):
         except ValueError as error:
             reason = str(error).removesuffix(".")
             raise UserError(f"{source}: {name_of(annotation)} {reason}. Correct its segmentation.") from None
-    if runs and not any(map(len, runs)):
-        if drawn := [annotation for annotation in annotations if annotation["segmentation"]]:
-            raise UserError(
-                f'{source}: no mask covers a pixel (first: {name_of(drawn[0])} has "segmentation" '
-                f"{show(drawn[0]['segmentation'])}); expected polygons in pixels. Multiply fractions by the width and "
-                "height of the images."
-            )
+    drawn = [annotation for annotation in annotations if annotation["segmentation"]]
+    if drawn and not any(map(len, runs)):
         raise UserError(
-            f'{source}: no annotation has a "segmentation", but masks=True was set. Add segmentations, or set '
-            "masks=False (gin: CocoDataset.masks or open_dataset.masks)."
+            f'{source}: no mask covers a pixel of its image (first: {name_of(drawn[0])} has "segmentation" '
+            f"{show(drawn[0]['segmentation'])}); expected masks inside the images, in pixels. Correct the "
+            "segmentations."
         )
     return runs

@@ -140,6 +140,11 @@ def _objects(example, entry, num_classes, num_keypoints, where):
     """Yields the annotations of an example."""
     columns = {"boxes": (-1, 4), "class_ids": (-1,)}
     size = entry.get("height"), entry.get("width")
+    if example.get("masks") is not None and None in size:
+        raise UserError(
+            f"{where} has masks, but its image {entry['file_name']} does not exist or cannot be read; expected an "
+            "image of the size of the masks. Correct the path, or save the image again."
+        )
     optional = {"is_crowd": (-1,), "keypoints": (-1, num_keypoints, 3), "masks": (-1, *size)}
     columns |= {name: shape for name, shape in optional.items() if example.get(name) is not None}
     if "keypoints" in columns and not num_keypoints:

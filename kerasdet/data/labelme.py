@@ -39,7 +39,7 @@ def is_labelme(data: Any) -> bool:
 
 
 def labels_of(data: Mapping[str, Any]) -> set[str]:
-    """Collects the labels of the shapes in a file, shapes without area included.
+    """Collects the labels of the shapes in a file that are objects: points and lines have no area.
 
     Args:
         data: Parsed JSON of a LabelMe file.
@@ -47,8 +47,8 @@ def labels_of(data: Mapping[str, Any]) -> set[str]:
     Returns:
         The labels, without duplicates, and without `__ignore__` and `_background_`.
     """
-    labels = {str(shape.get("label")).strip() for shape in data["shapes"] if isinstance(shape, dict)}
-    return labels - {*_NOT_CLASSES}
+    shapes = [shape for shape in data["shapes"] if isinstance(shape, dict) and _kind(shape) not in _WITHOUT_AREA]
+    return {_label(shape) for shape in shapes} - {"", *_NOT_CLASSES}
 
 
 def listed_labels(folder: Path) -> list[str]:
@@ -187,14 +187,22 @@ def _objects(data, path, names, changes):
     return list(groups.values())
 
 
+def _label(shape):
+    return str(shape.get("label") or "").strip()
+
+
+def _kind(shape):
+    return str(shape.get("shape_type") or "polygon")
+
+
 def _part(shape, where, names, changes):
     """Returns (label, polygons, masks) of a shape, one of the lists empty; None if the shape is no object."""
-    label = str(shape.get("label") or "").strip() if isinstance(shape, dict) else ""
+    label = _label(shape) if isinstance(shape, dict) else ""
     if not label or not isinstance(shape.get("points"), list):
         raise UserError(
             f'{where} is {str(shape)[:80]}; expected an object with a "label" and "points". Change or remove the shape.'
         )
-    kind = shape.get("shape_type") or "polygon"
+    kind = _kind(shape)
     if kind in _WITHOUT_AREA:
         changes.add("shapes_without_area", where, f"is a {kind}")
         return None

@@ -1,15 +1,17 @@
 """Defines `Part`, a split of a dataset with checked values: the input of the writers of all formats."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from kerasdet.data.annotations import read_contents
-from kerasdet.data.dataset import Dataset
+import numpy as np
+
+from kerasdet.data.annotations import name_of, read_contents
+from kerasdet.data.dataset import Dataset, read_runs
 from kerasdet.data.images import SUFFIXES
 from kerasdet.data.records import Record
+from kerasdet.data.segmentation import box_of
 from kerasdet.data.values import Changes, as_float, as_floats
 
 _OWN_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "keypoints", "num_keypoints"}
@@ -97,16 +99,28 @@ def make_part(
     """
     keypoints = any(category.get("keypoints") for category in data["categories"])
     dataset = Dataset(data, None, source=source, on_bad_image=on_bad_image, keypoints=keypoints, strict=strict)
-    dataset.add_changes(changes)
     contents = read_contents(data, source, masks=True, keypoints=keypoints, strict=strict)
+    changes.merge(contents.changes.without(dataset.counts))  # `dataset` has logged and counted all but those of masks
+    sizes = {record.image_id: (record.height, record.width) for record in dataset.records}
+    annotations = [annotation for annotation in contents.annotations if annotation["image_id"] in sizes]
     of_image: dict[int, list] = {}
-    for annotation in contents.annotations:
+    for annotation, runs in zip(annotations, read_runs(annotations, sizes, source), strict=True):
+        if annotation["segmentation"] and not len(runs) and not _fits_box(annotation):
+            changes.add("empty_masks", name_of(annotation), "has a mask that covers no pixel of its image")
+            annotation = {**annotation, "segmentation": None}
         of_image.setdefault(annotation["image_id"], []).append(annotation)
-    counts, items = Counter(dataset.counts), []
+    items = []
     for record in dataset.records:
         clean = [clip(annotation, record.height, record.width) for annotation in of_image.get(record.image_id, [])]
-        items.append(Item(record, _name(record, taken), [annotation for annotation in clean if annotation is not None]))
-    return Part(name, items, contents.categories, counts)
+        file_name = _name(record, taken, changes)
+        items.append(Item(record, file_name, [annotation for annotation in clean if annotation is not None]))
+    dataset.add_changes(changes)
+    return Part(name, items, contents.categories, dataset.counts)
+
+
+def _fits_box(annotation):
+    """Returns whether a mask is as large as its box within a pixel; masks of tiny objects may cover no pixel."""
+    return np.allclose(box_of(annotation["segmentation"]), annotation["bbox"], rtol=0, atol=1)
 
 
 def clip(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any] | None:
@@ -145,7 +159,7 @@ def further_values(annotation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _name(record, taken):
+def _name(record, taken, changes):
     """Returns a name for an image file that no other image has, even where the file system ignores case."""
     name = PureWindowsPath(record.path.rpartition(":")[2] if record.content else record.path).name
     stem, dot, suffix = name.rpartition(".")
@@ -157,4 +171,6 @@ def _name(record, taken):
         number += 1
         unique = f"{stem}_{number}"
     taken.add(unique.casefold())
+    if number > 1:
+        changes.note("renamed_images", record.path, f"is written as {unique}.{suffix}")
     return f"{unique}.{suffix}"

@@ -171,7 +171,10 @@ def _find_labelme(path):
             return listed
         found = sorted({label for file in files for label in labelme.labels_of(read_json(file))})
         if not found:
-            raise UserError(f"No LabelMe file of {folder} has a shape; expected at least one. Annotate images.")
+            raise UserError(
+                f"No LabelMe file of {folder} has a shape with a label and an area; expected at least one. "
+                "Annotate images."
+            )
         return found
 
     def read(files, changes):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,6 +234,20 @@ class Changes:
                 raise
             self.note("bad_objects", name, str(error).removeprefix(f"{self.source}: ").removeprefix(name).lstrip())
             return None
+
+    def without(self, kinds: Container[str]) -> "Changes":
+        """Selects the changes of some kinds.
+
+        Args:
+            kinds: Kinds of changes to leave out.
+
+        Returns:
+            The changes of all other kinds.
+        """
+        others = Changes(self.source, self.strict, self.on_bad_object)
+        others.counts.update({kind: count for kind, count in self.counts.items() if kind not in kinds})
+        others.problems = [problem for problem in self.problems if problem.kind not in kinds]
+        return others
 
     def merge(self, other: "Changes") -> None:
         """Adds the changes that another `Changes` counted for the same file.

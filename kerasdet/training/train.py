@@ -157,6 +157,7 @@ def train(
             make_folder(folder, "OUT_DIR (Python: out_dir=)")
     with locked(out_dir) if rank == 0 else contextlib.nullcontext():
         settings = {"data": fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
+        settings["precision"] = model.dtype_policy.name
         if validation is not None:
             settings["evaluation data"] = fingerprint(validation.data)
         settings |= settings_of_parts(transforms, sampler)

@@ -75,7 +75,7 @@ def test_two_sets_of_weights_need_a_name(read_object, case):
 def test_prefix_chooses_among_several(read_object):
     contents = {"state_dict": {**under("module.encoder_q."), **under("module.encoder_k.", OTHER)}}
     assert read_object(contents, weights="encoder_k") == OTHER
-    assert read_object(contents, weights="encoder_q") == STATE
+    assert read_object(contents, weights="encoder_q") == read_object(contents, weights="encoder_q.") == STATE
     with pytest.raises(UserError, match=r"no entry or name prefix 'encoder', which .* its names start with module\."):
         read_object(contents, weights="encoder")
 

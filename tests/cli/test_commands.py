@@ -50,6 +50,7 @@ def folder(tmp_path_factory, model):
     (folder / "png").mkdir()
     Image.open(pictures(folder)[0]).save(folder / "png" / "a.png")
     (folder / "words.json").write_text("[{]")
+    (folder / "lines.jsonl").write_text('{"image_id": 1}\n{"image_id": 2}\n')
     return folder
 
 
@@ -298,7 +299,15 @@ MISTAKES = {
     ),
     "eval: classes": (["eval", "{}/three.keras", *DATA], "The model has 3 classes"),
     "eval: no truth": (["eval", "--detections", "{}/words.json"], "--detections was given without --annotations"),
+    "eval: data for detections": (
+        ["eval", "--detections", "{}/words.json", "--data", "{}/shapes"],
+        "pass both. --data cannot replace it",
+    ),
     "eval: no detections": (["eval", "--detections", "{}/no.json", *DATA], "The file {}/no.json does not exist"),
+    "eval: JSON Lines": (
+        ["eval", "--detections", "{}/lines.jsonl", *DATA],
+        "lines.jsonl has more than one JSON value, like JSON Lines: expected one. Put the values into a list",
+    ),
     "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not valid JSON"),
     "eval: JSON over the annotations": (
         ["eval", "{}/run", *DATA, "--json", "{}/shapes/annotations.json"],
@@ -355,6 +364,11 @@ MISTAKES = {
         "cut.keras is not a valid .keras file, or it is truncated",
     ),
     "predict: no image in folder": (["predict", "{}/run", "{}/run"], "The folder {}/run holds no image"),
+    "predict: drawings to a URL": (
+        ["predict", "{}/run", PICTURE, "--draw", "gs://bucket/drawn"],
+        "--draw is gs://bucket/drawn, a URL: expected",
+    ),
+    "predict: crops to a URL": (["predict", "{}/run", PICTURE, "--crops", "file:///crops"], "--crops is file:///crops"),
     "predict: no match": (["predict", "{}/run", "{}/*.png"], "No file matches {}/*.png"),
     "predict: a backbone": (["predict", "{}/backbone.keras", PICTURE], "contains a ResNet, not a detector"),
     "export: suffix of another tool": (

@@ -254,7 +254,10 @@ def test_masks_become_run_lengths(tmp_path):
     [
         (None, 'no annotation has a "segmentation"'),
         ([], 'no annotation has a "segmentation"'),
-        ([[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]], "no mask covers a pixel .*annotation 4 has .*; expected polygons in pixels"),
+        (
+            [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]],
+            "no polygon has a coordinate .*annotation 4 has .*; expected polygons in pixels",
+        ),
         ([1, 2, 3, 4, 5, "x"], "annotation 4 has a polygon with the entry 'x'"),
         ({"size": [30, 20], "counts": [0, 600]}, r"annotation 4 has an RLE mask of size \[30, 20\], .* \[20, 30\]"),
         ({"size": [20, 30], "counts": [0, 60]}, "annotation 4 has an RLE mask of 60 pixels"),

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ from foreign_data import SIZE, coco, picture, write_json, write_labelme, write_t
 from PIL import Image
 
 from kerasdet.data import open_dataset, training_batches
+from kerasdet.data.check import check
 from kerasdet.data.convert import WRITERS, convert
 from kerasdet.data.regions import join_polygons, mask_of, polygons_of
+from kerasdet.data.split import split as split_dataset
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
 
@@ -252,3 +255,57 @@ def test_further_numbers_survive_or_are_counted(tmp_path, to):
     assert [each["is_group_of"] for each in annotations] == [1, 0, 0, 0]
     (first, *_) = open_dataset(tmp_path / "target", "val", extra_annotation_keys=["age", "angles"]).records
     assert first.extra_values[0].tolist() == [1.5, 1, 2]
+
+
+def fractions(polygon):
+    return [[value / side for value, side in zip(polygon, (SIZE[1], SIZE[0]) * 4, strict=True)]]
+
+
+@pytest.mark.parametrize(
+    "fault, expected",
+    [
+        (fractions, r"no polygon has a coordinate above 1 \(first: annotation 1 .*Multiply the fractions"),
+        (lambda polygon: {"size": [*SIZE], "counts": "b'PPY1'"}, 'annotation 1 has an RLE mask.*"counts"'),
+        (lambda polygon: {"size": [9, 9], "counts": [81]}, r"annotation 1 has an RLE mask of size \[9, 9\]"),
+        (lambda polygon: [[value + 100 for value in polygon]], "no mask covers a pixel .*annotation 1 has"),
+    ],
+)
+def test_bad_masks_raise_the_same_error_in_check_convert_and_split(tmp_path, fault, expected):
+    def with_faults(data):
+        for annotation in data["annotations"]:
+            annotation["segmentation"] = fault(annotation["segmentation"][0])
+        for image in data["images"]:
+            del image["height"], image["width"]
+        return data
+
+    source = make(tmp_path / "source", with_faults)
+    with pytest.raises(UserError, match=rf"source \(train\): {expected}"):
+        convert(source, tmp_path / "target", "coco")
+    with pytest.raises(UserError, match=rf"source \(train\): {expected}"):
+        split_dataset(source, tmp_path / "target", {"train": 0.5, "val": 0.5})
+    assert not (tmp_path / "target").exists()
+    assert re.search(expected, str(check(source)))
+
+
+def test_masks_that_cover_no_pixel_are_left_out_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "kerasdet")
+
+    def with_a_fraction(data):
+        first, second, *_ = data["annotations"]
+        first["segmentation"] = fractions(first["segmentation"][0])
+        second.update(bbox=[5.6, 5, 0.3, 9], segmentation=[[5.6, 5, 5.9, 5, 5.9, 14, 5.6, 14]])  # too thin for a pixel
+        return data
+
+    source = make(tmp_path / "source", with_a_fraction)
+    counts = convert(source, tmp_path / "yolo", "yolo")
+    assert_same(tmp_path / "yolo", source)
+    assert counts["train"]["empty_masks"] == counts["train"]["masks_outside_boxes"] == 1
+    assert "1 masks that cover no pixel left out, but not their boxes (first: annotation 1" in caplog.text
+    convert(source, tmp_path / "coco", "coco")
+    written = [a["segmentation"] for a in json.loads((tmp_path / "coco/val.json").read_text())["annotations"]]
+    assert written[0] == [] and written[1] == [[5.6, 5, 5.9, 5, 5.9, 14, 5.6, 14]]
+
+
+def test_renamed_images_are_counted(tmp_path):
+    counts = convert(make(tmp_path / "source"), tmp_path / "target", "coco")
+    assert counts["train"]["renamed_images"] == 0 and counts["val"]["renamed_images"] == len(NAMES)

@@ -96,7 +96,6 @@ def test_splits_share_the_classes(tmp_path):
         ({"label": "x", "points": [[1, 2]], "shape_type": "polygon"}, "shape 1 is a polygon"),
         ({"label": "x", "points": [[1, "a"], [2, 2]], "shape_type": "rectangle"}, "shape 1 is a rect"),
         ({"label": "x", "points": [[1, 1], [2, 2]], "shape_type": "star"}, "shape 1 is a star"),
-        ({"points": []}, 'expected an object with a "label"'),
         ({"label": "x", "points": [[1, 1], [2, 2]], "shape_type": "mask", "mask": "??"}, "mask"),
     ],
 )
@@ -179,3 +178,13 @@ def test_labels_that_mean_no_object_are_left_out(tmp_path, listed):
     assert dataset.class_names == ("x",)
     assert dataset.records[0].boxes.tolist() == [[1, 1, 7, 9]]
     assert dataset.counts["ignored_shapes"] == 2
+
+
+def test_points_and_shapes_without_a_label_make_no_class(tmp_path):
+    point = {"label": "p", "points": [[1, 1]], "shape_type": "point"}
+    write(tmp_path, [point, {"points": [[1, 1]]}, rectangle("x", (1, 1))])
+    dataset = open_dataset(tmp_path, on_bad_object="skip")
+    assert dataset.class_names == ("x",)
+    assert (dataset.counts["shapes_without_area"], dataset.counts["bad_objects"]) == (1, 1)
+    with pytest.raises(UserError, match=r'a\.json: shape 2 is .* expected an object with a "label"'):
+        open_dataset(tmp_path)

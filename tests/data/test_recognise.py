@@ -179,6 +179,11 @@ def test_bad_example_is_named(changes, expected):
         dataset_from_examples([example(), example(**changes)], ["cat", "dog"])
 
 
+def test_masks_of_an_example_without_its_image_raise():
+    with pytest.raises(UserError, match=r"Example 0 has masks, but its image /missing\.png does not exist"):
+        dataset_from_examples([example(image="/missing.png", masks=np.ones((2, 8, 8)))], ["cat", "dog"])
+
+
 def test_no_examples_raise():
     with pytest.raises(UserError, match="no examples"):
         dataset_from_examples(iter([]), ["cat"])

@@ -498,7 +498,9 @@ def test_image_only_function_must_keep_the_size(image):
         (lambda: RandomPhotometricDistort(contrast=1.5), "contrast"),
         (lambda: GaussianBlur(4), "odd"),
         (lambda: RandomErasing(scale=(0.5, 0.1)), "scale"),
+        (lambda: RandomPhotometricDistort(hue=720), "hue=720; expected a number from 0 to 360"),
         (lambda: RandomAffine(shear=95), "shear=95"),
+        (lambda: RandomAffine(fill=(1, 2)), "three for red, green and blue"),
         (lambda: RandomRotate90(3), "probability"),
         (lambda: Mosaic(size=640), "size"),
         (lambda: MixUp(ratio=(0, 1)), "ratio"),
@@ -529,3 +531,15 @@ def test_misuse_of_transforms_raises(image):
 
     with pytest.raises(ValueError, match="type of 'image': it is float32 with the transform and uint8 without"):
         mixed_types(SEEDS[0])
+
+
+def test_affine_fills_each_channel_with_its_own_value():
+    image = tf.constant(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    example = {"image": image, "boxes": tf.zeros([0, 4]), "class_ids": tf.zeros([0], tf.int32)}
+    example["is_crowd"] = tf.zeros([0], bool)
+    fills = (10, 20, 30)
+    whole = RandomAffine(45, fill=fills)(example, tf.constant([1, 2]))["image"].numpy()
+    for channel, fill in enumerate(fills):
+        expected = RandomAffine(45, fill=fill)(example, tf.constant([1, 2]))["image"].numpy()
+        np.testing.assert_allclose(whole[..., channel], expected[..., channel], atol=1)
+    assert whole[0, 0].tolist() == [*fills]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,11 @@ from export_models import verify_in_process
 from PIL import Image, ImageOps
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
+import kerasdet
 from kerasdet.errors import UserError, VerificationError
 from kerasdet.export import export_saved_model, verify_export
 from kerasdet.export.saved_model.load import read_metadata
+from kerasdet.export.workflow import export_and_verify
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -220,6 +224,17 @@ def test_export_over_existing_files_raises(tmp_path, model):
         ):
             export_saved_model(model, path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize("character", ["[", "\\"])
+def test_characters_that_tensorflow_cannot_read_in_a_path_raise(tmp_path, model, exported, character):
+    for serving in (False, True):
+        with pytest.raises(UserError, match=rf"a{re.escape(character)}1\] contains {re.escape(character)}, with which"):
+            export_and_verify(model, tmp_path / f"a{character}1]", serving=serving)
+    assert not list(tmp_path.iterdir())
+    copy = shutil.copytree(exported, tmp_path / f"b{character}1]")
+    with pytest.raises(UserError, match=r"cannot be loaded by TensorFlow, which takes \[ and "):
+        kerasdet.load(copy)
 
 
 def test_options_change_the_export(tmp_path):

@@ -523,7 +523,7 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
     other.records = other.records[1:]
 
     def go_on():
-        model = detector(preprocessing=Preprocessing(shortest=64, longest=128))
+        model = detector(preprocessing=Preprocessing(shortest=64, longest=128), dtype="mixed_bfloat16")
         transforms = [ResizeShortestEdge((48,), 96), RandomFlip(), NumpyTransform(lambda image, seed: image, True)]
         run(tmp_path, other, model=model, steps=2, batch_size=1, seed=5, transforms=transforms)
 
@@ -534,6 +534,7 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
         "and is now 4 images",
         "batch_size was 2 and is now 1",
         "longest was 96 and is now 128",
+        "precision was float32 and is now mixed_bfloat16",
         "transforms was ['ResizeShortestEdge', 'RandomFlip'] and is now [",
         "ResizeShortestEdge.shortest was (48, 64) and is now (48,)",
     ):

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from kerasdet.data.transforms import objects
 from kerasdet.data.transforms.arguments import check_at_least, check_probabilities, check_range
-from kerasdet.data.transforms.canvas import GRAY
+from kerasdet.data.transforms.canvas import GRAY, Fill, check_fill
 from kerasdet.data.transforms.compose import apply_if, at_random
 from kerasdet.data.transforms.flip import flip_left_right, flip_up_down
 from kerasdet.errors import UserError
@@ -94,7 +95,7 @@ class RandomAffine:
         translate: Largest shift in either direction, as a fraction of height and width.
         scale: Smallest and largest scale factor.
         shear: Largest angle of the shear along both axes, in degrees.
-        fill: Value of pixels outside the image in 0..255, a number for all channels.
+        fill: Value of pixels outside the image in 0..255: a number, or one for each channel.
         probability: Probability that the image changes, in [0, 1].
         min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
         min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
@@ -107,7 +108,7 @@ class RandomAffine:
     translate: float = 0.1
     scale: tuple[float, float] = (0.5, 1.5)
     shear: float = 2.0
-    fill: float = GRAY
+    fill: Fill = GRAY
     probability: float = 1.0
     min_visible: float = 0.2
     min_size: float = 2.0
@@ -116,11 +117,9 @@ class RandomAffine:
         check_at_least(self, 0, "degrees", "translate", "shear", "min_size")
         check_range(self, "scale", 0.01)
         check_probabilities(self, "probability", "min_visible")
-        if self.shear >= 90 or not 0 <= self.fill <= 255:
-            raise UserError(
-                f"RandomAffine got shear={self.shear} and fill={self.fill}; expected a shear below 90 degrees and a "
-                "fill in 0..255. Change shear or fill."
-            )
+        check_fill(self)
+        if self.shear >= 90:
+            raise UserError(f"RandomAffine got shear={self.shear}; expected a shear below 90 degrees. Change shear.")
 
     def __call__(self, example: dict[str, Any], seed: tf.Tensor) -> dict[str, Any]:
         """Transforms an example.
@@ -157,14 +156,14 @@ class RandomAffine:
 
 
 def apply_affine(
-    example: dict[str, Any], matrix: tf.Tensor, fill: float, min_visible: float, min_size: float
+    example: dict[str, Any], matrix: tf.Tensor, fill: Fill, min_visible: float, min_size: float
 ) -> dict[str, Any]:
     """Maps an example by an affine matrix onto an image of the same size.
 
     Args:
         example: Tensors of one image, see `kerasdet.data.transforms`.
         matrix: (2, 3), invertible. Maps (y, x, 1) to the new (y, x), in continuous pixels.
-        fill: Value of pixels outside the image in 0..255, a number for all channels.
+        fill: Value of pixels outside the image in 0..255: a number, or one for each channel.
         min_visible: Objects are dropped if less than this fraction of their area stays inside the image, in [0, 1].
         min_size: Cut objects are dropped if the shorter side of their box is below this, in pixels.
 
@@ -196,13 +195,16 @@ def _warp_image(image, inverse, fill):
     (yy, yx, y0), (xy, xx, x0) = (tf.unstack(row) for row in tf.unstack(inverse))
     # TensorFlow's op takes (x, y), and its pixel centres are at whole numbers
     y0, x0 = y0 + (yy + yx - 1) / 2, x0 + (xy + xx - 1) / 2
+    # TensorFlow's op fills all channels with one value
+    colour, value = (tf.constant(fill, tf.float32), 0.0) if isinstance(fill, Sequence) else (0.0, fill)
     warped = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(image, tf.float32)[tf.newaxis],
+        images=(tf.cast(image, tf.float32) - colour)[tf.newaxis],
         transforms=tf.stack([xx, xy, x0, yx, yy, y0, 0.0, 0.0])[tf.newaxis],
         output_shape=tf.shape(image)[:2],
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
-        fill_value=fill,
+        fill_value=value,
     )[0]
+    warped += colour
     warped = tf.clip_by_value(tf.round(warped), 0, 255) if image.dtype.is_integer else warped
     return tf.ensure_shape(tf.cast(warped, image.dtype), image.shape)

@@ -47,24 +47,24 @@ def check_range(owner: object, name: str, low: float, high: float = float("inf")
         )
 
 
-def check_at_least(owner: object, low: float, *names: str) -> None:
+def check_at_least(owner: object, low: float, *names: str, high: float = float("inf")) -> None:
     """Checks that attributes are numbers, or sequences of numbers, of at least `low`.
 
     Args:
         owner: Transform that has the attributes.
         low: Smallest value allowed.
         names: Names of the attributes.
+        high: Largest value allowed. Infinity: no limit.
 
     Raises:
-        UserError: If a value is not a number or is below `low`, or a sequence is empty.
+        UserError: If a value is not a number or is outside the limits, or a sequence is empty.
     """
     for name in names:
         value = getattr(owner, name)
         numbers = value if isinstance(value, Sequence) else (value,)
-        if not numbers or not all(_is_number(number) and number >= low for number in numbers):
-            raise UserError(
-                f"{type(owner).__name__} got {name}={value!r}; expected a number of {low:g} or more. Correct {name}."
-            )
+        if not numbers or not all(_is_number(number) and low <= number <= high for number in numbers):
+            limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
+            raise UserError(f"{type(owner).__name__} got {name}={value!r}; expected a number {limits}. Correct {name}.")
 
 
 def check_counts(owner: object, *names: str) -> None:

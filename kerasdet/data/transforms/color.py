@@ -40,7 +40,8 @@ class RandomPhotometricDistort:
     channel_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        check_at_least(self, 0, "brightness", "hue")
+        check_at_least(self, 0, "brightness", high=255)
+        check_at_least(self, 0, "hue", high=360)
         check_range(self, "contrast", 0)
         check_range(self, "saturation", 0)
         check_probabilities(self, "probability", "channel_probability")
