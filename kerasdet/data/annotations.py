@@ -432,7 +432,7 @@ class _AnnotationReader:
                 f'has "bbox" {show(box)}; expected four numbers [x, y, width, height] in pixels. Correct the '
                 "annotation.",
             )
-        self.changes.add("converted_values", name(), f'has "bbox" {show(box)}')
+        self.changes.add("converted_values", name(), f'has "bbox" {show(box)} instead of {show(numbers)}')
         return numbers
 
     def _area(self, value, box, name):
@@ -445,7 +445,7 @@ class _AnnotationReader:
         listed = as_list(value)
         number = as_float(listed[0] if listed and len(listed) == 1 else value)
         if number is not None and 0 < number < MAX_ID:
-            self.changes.add("converted_values", name(), f'has "area" {show(value)}')
+            self.changes.add("converted_values", name(), f'has "area" {show(value)} instead of {number}')
             return number
         if own > 0:
             self.changes.add("replaced_areas", name(), f'has "area" {show(value)}')

@@ -362,3 +362,6 @@ def test_strict_says_what_is_wrong_with_a_box(tmp_path):
     path = write(tmp_path, annotations=[box(5, 5, 0, 5, annotation_id=1)])
     with pytest.raises(UserError, match=r"annotation 1 of .*\[5, 5, 0, 5\] \(kind: zero area boxes\), which --strict"):
         CocoDataset(path, strict=True)
+    path = write(tmp_path, annotations=[box("5", 5, 4, 5, annotation_id=1)])
+    with pytest.raises(UserError, match=r"annotation 1 has .*\['5', 5, 4, 5\] instead of \[5\.0, 5\.0, 4\.0, 5\.0\]"):
+        CocoDataset(path, strict=True)
