@@ -37,6 +37,11 @@ def require_extra(package: str, needed_by: str, extra: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         missing = (error.name or package).partition(".")[0]
+        if not isinstance(error, ModuleNotFoundError):
+            raise UserError(
+                f"{missing} cannot be imported ({error}), but {needed_by} needs it: run pip install -U "
+                f"'kerasdet[{extra}]'."
+            ) from None
         raise UserError(
             f"{missing} is not installed, but {needed_by} needs it: run pip install 'kerasdet[{extra}]'."
         ) from None

@@ -153,7 +153,8 @@ def check_data_format() -> None:
     if keras.config.image_data_format() != "channels_last":
         raise UserError(
             "Keras' image data format is channels_first: expected channels_last, because models take images "
-            "(B, H, W, 3). Call keras.config.set_image_data_format('channels_last') before making a model."
+            '(B, H, W, 3). Set "image_data_format" to "channels_last" in ~/.keras/keras.json, or call '
+            "keras.config.set_image_data_format('channels_last') before making a model."
         )
 
 

@@ -232,8 +232,8 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
     Raises:
         FileNotFoundError: If the path contains no model.
-        UserError: If variables of the backbones differ in name or shape, the other backbone has the strides of its
-            bottlenecks in another convolution, or the other detector expects another channel order.
+        UserError: If the model cannot be loaded or does not fit: variables of the backbones differ in name or shape,
+            or `ResNet.stride_in_1x1` or, if `path` is a detector, `Preprocessing.channel_order` differs.
     """
     source = load(path)
     _check_kind(model, source, path)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from kerasdet.errors import UserError
+from kerasdet.errors import UserError, require_extra
 from kerasdet.export import checks
 from kerasdet.export.metadata import model_metadata
 from kerasdet.export.network import as_input, detections, raw_outputs, run_network, serialized
@@ -150,10 +150,9 @@ def onnx_model(
             "other branches. Choose postprocessing nms."
         )
     checks.check_calibration(precision, calibration_images)
-    try:
-        from kerasdet.export.onnx.model import set_properties
-    except ImportError:
-        raise UserError("onnx is not installed, but the export needs it: pip install 'kerasdet[onnx]'.") from None
+    require_extra("onnx", "the export", "onnx")
+    from kerasdet.export.onnx.model import set_properties
+
     images = open_images(list(calibration_images))[0] if precision == "int8" else []
     graph_precision = "float32" if precision == "int8" else precision
     result, levels = convert_detector(model, postprocessing, graph_precision, size, input_type)

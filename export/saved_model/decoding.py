@@ -87,8 +87,8 @@ def _read(encoded, is_png, max_pixels):
     """Decodes an image as stored, unless its header states too many pixels.
 
     Outside a dataset, an op that fails would stop the graph with a message that does not name the image. Inside a
-    dataset, `ignore_errors` catches the error. Each run of a dataset prepares its function anew, which takes 0.2 s for
-    the ops that look for damage; so the function has only the ops that can fail.
+    dataset, `ignore_errors` catches the error. The dataset's function has only the ops that can fail: each run of a
+    dataset prepares its function anew, and with the search for damage (`jpeg.is_damaged`) that would take 0.2 s.
 
     Args:
         encoded: Contents of a JPEG or PNG file, a scalar string tensor.

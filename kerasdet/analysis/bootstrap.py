@@ -72,8 +72,9 @@ def resampled(instances: Instances, matches: Matches, drawn: np.ndarray) -> dict
         drawn: Result of `weights`, (1 + S, I) float32: how often each sample contains each of I images.
 
     Returns:
-        A dict from metric name to (1 + S,) values in [0, 1]; NaN for samples without objects. The key "class" holds the
-        AP of each of the K classes, (1 + S, K).
+        A dict from metric name ("AP", "AP50", "APs", "AR100", ...) to (1 + S,) values in [0, 1]; NaN for samples
+        without objects in the metric's area range. The key "class" holds the AP of each of the K classes, (1 + S, K);
+        NaN for samples without objects of the class.
     """
     num_areas, num_thresholds, _ = matches.correct.shape
     samples, classes = len(drawn), instances.num_classes

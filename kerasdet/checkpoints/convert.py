@@ -113,7 +113,7 @@ def name_in_source(name: str, spec: Source) -> str:
 
 
 def _finest_level(spec):
-    """Returns the name of SSD's finest level of default boxes, and "p3" for models of other kinds."""
+    """Returns the name of SSD's finest level of default boxes. For other kinds, the result "p3" has no effect."""
     return DefaultBoxes(**spec.anchors).levels[0] if spec.kind == "ssd" else "p3"
 
 

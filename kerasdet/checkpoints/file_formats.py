@@ -124,7 +124,7 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     """
     start = 8 + int.from_bytes(data[:8], "little")
     if len(data) < 8 or start > len(data):
-        raise ValueError("the file is a .safetensors file whose header is longer than the file")
+        raise ValueError("the file is cut short, or no .safetensors file: its header is longer than the file")
     try:
         header = json.loads(data[8:start].decode("utf-8"))
     except (ValueError, RecursionError) as error:

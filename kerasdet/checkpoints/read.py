@@ -94,12 +94,12 @@ def _read_format(data: bytes, suffix: str, weights: str | None) -> StateDict:
         return read_safetensors(data)
     if data.startswith(_ZIP_STARTS):
         return read_zip(data, weights)
-    if suffix == ".safetensors":
-        return read_safetensors(data)
     if data.startswith(b"version https://git-lfs"):
         raise UserError("the file is a pointer of Git LFS, not the checkpoint itself. Fetch it with `git lfs pull`.")
     if data[:1024].lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
         raise UserError("the file is a web page, not a checkpoint. Download the file that the page links to.")
+    if suffix == ".safetensors":
+        return read_safetensors(data)
     if data[257:262] == b"ustar":
         raise ValueError("the file is a tar file of torch before 0.1.10, a format that kerasdet does not read")
     if data[:1] in _PICKLE_STARTS:

@@ -246,7 +246,7 @@ def _open(encoded):
         with Image.open(io.BytesIO(encoded)) as image:
             reason = f"is {image.format}; convert it to JPEG or PNG"
     except Exception:
-        reason = f"is not a {FORMATS} file; download it again, or convert another image format to JPEG or PNG"
+        reason = f"is not a {FORMATS} file; if it has another image format, convert it to JPEG or PNG, otherwise download it again"
     raise UserError(reason)
 
 
@@ -298,6 +298,6 @@ def _is_stock_bmp(encoded):
 
 
 def _reason(error):
-    """Returns why TensorFlow cannot decode a file, without the names of its ops."""
+    """Returns why TensorFlow cannot decode a file, without the names of its ops, and what to do."""
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", error.message.splitlines()[0])
     return f"{' '.join(text.split()).rstrip('. ')}; save it again as {FORMATS}"

@@ -133,7 +133,7 @@ def _read_rle(value, changes, name):
     size, counts = as_list(value.get("size")), value.get("counts")
     whole = None if size is None else [as_int(length) for length in size]
     if whole is None or len(whole) != 2 or None in whole:
-        raise ValueError(f"has an RLE mask of size {show(value.get('size'))}; expected height and width")
+        raise ValueError(f"has an RLE mask of size {show(value.get('size'))}; expected two integers, [height, width]")
     if isinstance(counts, str) and not counts.isascii():
         raise ValueError(f'has an RLE mask whose "counts" are not an ASCII string: {show(counts)}')
     if not isinstance(counts, str | bytes):

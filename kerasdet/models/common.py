@@ -72,13 +72,14 @@ def with_score_threshold(model: AnyDetector, threshold: float) -> AnyDetector:
 
     Args:
         model: Any detector whose `postprocessing` has a score threshold.
-        threshold: Detections of the copy with a score at or below this are dropped. In [0, 1].
+        threshold: Detections of the copy have scores above this, or of at least this if the model is a
+            `ProposalNetwork`. In [0, 1].
 
     Returns:
         A model with equal weights; `model` does not change.
 
     Raises:
-        UserError: If the model has no score threshold, for example a `ProposalNetwork`.
+        UserError: If the model's `postprocessing` has no score threshold.
     """
     if not hasattr(getattr(model, "postprocessing", None), "score_threshold"):
         raise UserError(

@@ -53,7 +53,7 @@ class ProposalNetwork(ConfigFromInit, Detector):
 
     @property
     def postprocessing(self) -> ProposalSelection:
-        """The selection of proposals, which has no score threshold. The proposals are this model's detections."""
+        """The selection of proposals, which are this model's detections: `proposals` of the RPN."""
         return self.rpn.proposals
 
     def call(self, inputs: Mapping[str, tf.Tensor] | tf.Tensor, training: bool = False) -> dict:

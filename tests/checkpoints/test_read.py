@@ -387,7 +387,7 @@ def test_truncated_files_raise(tmp_path, refused):
 def test_other_files_raise_and_missing_files_are_not_found(refused, tmp_path):
     assert "empty" in refused(b"")
     assert "none of the supported formats" in refused(b"once upon a time")
-    assert "longer than the file" in refused(b"<!DOCTYPE html><html>", "x.safetensors")
+    assert "is a web page" in refused(b"<!DOCTYPE html><html>", "x.safetensors")
     assert "not a dictionary" in refused(pickle.dumps([1, 2]))
     assert "no tensors" in refused(pickle.dumps({"model": {"a": 1}}))
     assert "no tensors" in refused(pickle.dumps({}))
