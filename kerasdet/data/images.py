@@ -246,7 +246,7 @@ def _open(encoded):
         with Image.open(io.BytesIO(encoded)) as image:
             reason = f"is {image.format}; convert it to JPEG or PNG"
     except Exception:
-        reason = f"is not a {FORMATS} file; if it has another image format, convert it to JPEG or PNG, otherwise download it again"
+        reason = f"is not a {FORMATS} file; convert it to JPEG or PNG if it has another format, or download it again"
     raise UserError(reason)
 
 
