@@ -56,17 +56,17 @@ class FormatSpec:
         precisions: Precisions that the format supports, the default first.
         recognizes: Function that takes a path and returns whether the file or folder has this format. It must be fast
             and must not raise errors.
-        unreadable: Characters that the format's runtime cannot read in a path.
         options: Command-line options of `kerasdet export` that this format accepts, besides those common to all
             formats.
+        unreadable: Characters that the format's runtime cannot read in a path.
     """
 
     name: str
     suffix: str
     precisions: Sequence[str]
     recognizes: Callable[[Path], bool]
-    unreadable: str = ""
     options: Sequence[Option] = ()
+    unreadable: str = ""
 
 
 INPUT_TYPE = Option(
