@@ -157,7 +157,7 @@ def test_one_of_two_images_with_a_name_must_be_named(tmp_path):
 def test_lists_with_suffixes_and_objects_without_a_name(tmp_path):
     write(tmp_path / "Annotations/a.xml", tmp_path / "JPEGImages/a.png", "dog", "")
     write_text(tmp_path / "ImageSets/Main/train.txt", "a.png\n")
-    with pytest.raises(UserError, match=r"a.xml: object 2 has the class ''; expected one of dog"):
+    with pytest.raises(UserError, match=r"a.xml: object 2 has no <name>; expected the name of its class"):
         open_dataset(tmp_path, "train")
 
 
