@@ -123,13 +123,13 @@ def _widen(ranges, flatbuffer):
     schema = tflite_schema()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
     graph = model.subgraphs[0]
-    transposed = schema.BuiltinOperator.TRANSPOSE_CONV
-    weighted = {transposed, *(getattr(schema.BuiltinOperator, name) for name in _WEIGHTED[:3])}
+    kinds = schema.BuiltinOperator
+    weighted = {kinds.CONV_2D, kinds.DEPTHWISE_CONV_2D, kinds.FULLY_CONNECTED, kinds.TRANSPOSE_CONV}
     for operator in graph.operators:
         code = model.operatorCodes[operator.opcodeIndex].builtinCode
         if code not in weighted:
             continue
-        data = operator.inputs[2 if code == transposed else 0]
+        data = operator.inputs[2 if code == kinds.TRANSPOSE_CONV else 0]
         source, output = (ranges.get(graph.tensors[i].name.decode()) for i in (data, operator.outputs[0]))
         weights = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
         if source is None or output is None or weights is None:

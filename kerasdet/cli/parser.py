@@ -264,15 +264,7 @@ def _add_export(commands):
         help="compare the AP of model and export on this dataset in any format of docs/data.md, such as a file of COCO "
         "annotations (default: no AP)",
     )
-    export.add_argument(
-        "--split", metavar="NAME", help="the split of --eval (default: val, otherwise test, otherwise the only split)"
-    )
-    export.add_argument(
-        "--images",
-        type=_path,
-        metavar="DIR",
-        help="folder of the images if --eval is a COCO file (default: found near the file, such as images/ next to it)",
-    )
+    _add_split_and_images(export, "--eval")
     export.add_argument(
         "--max-ap-drop",
         type=_fraction,
@@ -322,6 +314,20 @@ def _joined_help(found):
     if len(formats) == 1:
         return found[0][1].help
     return "; ".join(f"for {' and '.join(owners)}, {text}" for text, owners in formats.items())
+
+
+def _add_split_and_images(command, data):
+    """Adds the options that complete the option `data`, which names a dataset in any format."""
+    command.add_argument(
+        "--split", metavar="NAME", help=f"the split of {data} (default: val, otherwise test, otherwise the only split)"
+    )
+    command.add_argument(
+        "--images",
+        type=_path,
+        metavar="DIR",
+        help=f"folder of the images if {data} is a COCO file (default: found near the file, such as images/ next to "
+        "it)",
+    )
 
 
 def _add_convert(commands):
@@ -423,15 +429,7 @@ def _add_analyze(commands):
         help="a dataset in any format of docs/data.md, such as a file of COCO annotations (default: the evaluation "
         "data of the model's own gin configuration)",
     )
-    analyze.add_argument(
-        "--split", metavar="NAME", help="the split of --data (default: val, otherwise test, otherwise the only split)"
-    )
-    analyze.add_argument(
-        "--images",
-        type=_path,
-        metavar="DIR",
-        help="folder of the images if --data is a COCO file (default: found near the file, such as images/ next to it)",
-    )
+    _add_split_and_images(analyze, "--data")
     analyze.add_argument(
         "--against",
         type=_path,
