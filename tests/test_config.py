@@ -191,6 +191,24 @@ def test_file_trains_a_step_and_writes_its_configuration(tmp_path, material, nam
     assert config.macro("STEPS") == 1
 
 
+def test_moved_run_goes_on_in_its_own_folder(tmp_path, caplog):
+    run = tmp_path / "moved"
+    run.mkdir()
+    (run / "config.gin").write_text(f"include '{config.GIN_CONFIGS / SHAPES}.gin'\nOUT_DIR = 'runs/before'\n")
+    config.load(run)
+    assert config.macro("OUT_DIR") == "runs/before"  # a file of the user, who has not trained here
+    (run / "metrics.jsonl").touch()
+    for path in (run, run / "config.gin"):
+        config.load(path, ["STEPS=7"])
+        assert config.macro("OUT_DIR") == str(run)
+    with caplog.at_level("INFO", "kerasdet"):
+        config.load(run, [f"OUT_DIR={run}"])
+        assert not caplog.messages
+        config.load(run, ["OUT_DIR=runs/after"])
+    assert f"runs/after is a new run with the settings of {run}. To resume {run}, leave out OUT_DIR." in caplog.messages
+    assert config.macro("OUT_DIR") == "runs/after"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_documents_its_command(path):
     lines = path.read_text().splitlines()

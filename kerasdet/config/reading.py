@@ -46,6 +46,8 @@ from kerasdet.config.surface import (
 from kerasdet.data.dataset import OPTIONAL_GROUND_TRUTH
 from kerasdet.errors import UserError
 from kerasdet.keras_utils import ConfigFromInit
+from kerasdet.paths import expand
+from kerasdet.training.metrics_log import RUN_LOG
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,8 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     for name, value in (defaults or {}).items():
         if name in used_macros() and not is_set(name):
             gin.bind_parameter(f"%{name}", value)
+    if path.name == "config.gin" and (path.parent / RUN_LOG).is_file():
+        _follow_run(find_file(config).parent, names)
     check_macros(path)
     _check_own_arguments(path, overrides)
     _check_types(path, overrides)
@@ -125,6 +129,26 @@ def _follow_data(is_new):
             gin.bind_parameter(f"open_dataset.{name}", gin.query_parameter(f"CocoDataset.{name}"))
         except ValueError:  # the recipe does not read them
             continue
+
+
+def _follow_run(folder, overridden):
+    """Lets a run go on in its own folder, which may have moved since, unless an override names another one.
+
+    Args:
+        folder: Folder of the run whose configuration was read.
+        overridden: Names of the macros and arguments that overrides set.
+    """
+    try:
+        value = gin.query_parameter("train.out_dir")
+    except ValueError:  # the configuration does not train
+        return
+    name = repr(value) if repr(value).startswith("%") else "train.out_dir"
+    if name.removeprefix("%") not in overridden:
+        gin.bind_parameter(name, str(folder))
+        return
+    chosen = gin.query_parameter(name)
+    if isinstance(chosen, str) and chosen and not (expand(chosen, "OUT_DIR") / RUN_LOG).is_file():
+        log.info("%s is a new run with the settings of %s. To resume %s, leave out OUT_DIR.", chosen, folder, folder)
 
 
 def _reason(error):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from kerasdet.errors import UserError, require_extra
 from kerasdet.files import replacing
+from kerasdet.training.metrics_log import RUN_LOG
 from kerasdet.training.resume import checkpoints
 
 COMPARISON = "comparison.png"  # picture that a run writes: ground truth beside detections
@@ -76,7 +77,7 @@ class RunLogger(keras.callbacks.Callback):
             logs: Ignored.
         """
         models = [self.out_dir / "best.keras", *reversed(checkpoints(self.out_dir / "checkpoints"))]
-        for files in ([self.out_dir / "config.gin"], [self.out_dir / "metrics.jsonl"], models):
+        for files in ([self.out_dir / "config.gin"], [self.out_dir / RUN_LOG], models):
             if file := next((file for file in files if file.is_file()), None):
                 self.log_file(file)
         self.finish()

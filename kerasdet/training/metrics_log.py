@@ -15,6 +15,7 @@ import tensorflow as tf
 from kerasdet.files import replacing, writing
 
 log = logging.getLogger(__name__)
+RUN_LOG = "metrics.jsonl"  # name of a file in the folder of every run
 
 
 class RunLog:
@@ -28,7 +29,7 @@ class RunLog:
     """
 
     def __init__(self, out_dir: Path, completed_steps: int, writes: bool = True):
-        self.path = out_dir / "metrics.jsonl"
+        self.path = out_dir / RUN_LOG
         self.lines = [line for line in _read_lines(self.path) if line["step"] <= completed_steps]
         self.writer = None
         if writes:
@@ -53,6 +54,14 @@ class RunLog:
             for name, value in line.items():
                 tf.summary.scalar(name, value, step)
         self.writer.flush()
+
+    def evaluations(self) -> list[dict[str, float]]:
+        """Returns the lines of evaluations, which have no learning rate, unlike the lines of training.
+
+        Returns:
+            Metrics and ``step`` of each evaluation, in the order of the steps.
+        """
+        return [line for line in self.lines if "learning_rate" not in line]
 
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes an image to TensorBoard.

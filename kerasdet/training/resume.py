@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
@@ -96,11 +97,15 @@ class Progress(NamedTuple):
         steps: Number of completed steps.
         images: Number of images that the run has trained on.
         changes: Names and values of the settings that differ from those of the checkpoint, as a string for a message.
+        model_has_changed: Whether arguments of the model differ from those of the checkpoint.
+        settings: Settings of the run that the checkpoint stores, by name.
     """
 
     steps: int
     images: int
     changes: str = ""
+    model_has_changed: bool = False
+    settings: Mapping = MappingProxyType({})
 
 
 def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -> Progress:
@@ -141,7 +146,8 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
         raise UserError(f"The checkpoint {path} does not fit this model ({reason}): {elsewhere}") from None
     settings = {**(settings or {}), **_optimizer_settings(model.optimizer)}
     differences = _differences({**state, **state.get("optimizer settings", {})}, settings)
-    differences = ", ".join(filter(None, (differences, _model_differences(path, model))))
+    model_differences = _model_differences(path, model)
+    differences = ", ".join(filter(None, (differences, model_differences)))
     if state["iterations"] != _iterations(model.optimizer):  # Keras 3.15.1 only warns, and skips the optimizer
         found = f" ({differences})" if differences else ""
         raise UserError(
@@ -149,7 +155,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
         )
     for generator, value in zip(seed_generators(model), state["random"], strict=True):
         generator.state.assign(value)
-    return Progress(state["step"], state["images"], differences)
+    return Progress(state["step"], state["images"], differences, bool(model_differences), state)
 
 
 def settings_of_parts(transforms: Sequence, sampler: Any) -> dict[str, Any]:

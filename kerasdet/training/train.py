@@ -25,9 +25,10 @@ from kerasdet.training.loop import TrainingLoop
 from kerasdet.training.metrics_log import RunLog, ThroughputLogger
 from kerasdet.training.options import Checkpointing, StepOptions, Validation
 from kerasdet.training.resume import checkpoints, restore, settings_of_parts
-from kerasdet.training.validation import Validator
+from kerasdet.training.validation import Validator, settings_of_validation
 
 log = logging.getLogger(__name__)
+_IGNORED_STEPS = "ignored steps"  # name of a setting in checkpoints: argument of `Validator`
 
 
 def train(
@@ -158,10 +159,10 @@ def train(
     with locked(out_dir) if rank == 0 else contextlib.nullcontext():
         settings = {"data": fingerprint(data), "batch_size": batch_size, "seed": seed, "freeze": list(freeze)}
         settings["precision"] = model.dtype_policy.name
-        if validation is not None:
-            settings["evaluation data"] = fingerprint(validation.data)
-        settings |= settings_of_parts(transforms, sampler)
-        completed_steps, completed_images, changes = restore(model, out_dir / "checkpoints", settings)
+        evaluations = settings_of_validation(model, validation) if validation is not None else {}
+        settings |= {**evaluations, **settings_of_parts(transforms, sampler)}
+        progress = restore(model, out_dir / "checkpoints", settings)
+        completed_steps = progress.steps
         shared = {"data": data, "steps": steps, "batch_size": batch_size, "log_every": log_every, "seed": seed}
         options = {"validation": validation, "checkpointing": checkpointing, "step_options": step_options}
         options["sampler"] = sampler
@@ -169,8 +170,18 @@ def train(
         run_log = RunLog(out_dir, completed_steps, writes=rank == 0)
         validator = None
         if validation is not None:
-            validator = Validator(model, validation, run_log, out_dir / "best.keras" if rank == 0 else None)
-        if not _is_finished(out_dir, completed_steps, steps, validator, changes) and rank == 0 and config is not None:
+            settings[_IGNORED_STEPS] = ignored_steps = _ignored_steps(progress, evaluations, run_log)
+            best = out_dir / "best.keras" if rank == 0 else None
+            validator = Validator(model, validation, run_log, best, ignored_steps)
+        is_finished = _is_finished(out_dir, completed_steps, steps, validator, progress.changes)
+        if validator is not None and settings[_IGNORED_STEPS] > progress.settings.get(_IGNORED_STEPS, 0):
+            log.info(
+                "%s of the evaluations up to step %d does not compare with that of later ones: the next evaluation "
+                "replaces best.keras, and Validation.patience counts from there.",
+                validator.monitor,
+                settings[_IGNORED_STEPS],
+            )
+        if not is_finished and rank == 0 and config is not None:
             with replacing(out_dir / "config.gin") as partial:
                 partial.write_text(config, encoding="utf-8")
         epoch = min(checkpointing.steps_per_epoch or -(-len(data.records) // batch_size), steps)
@@ -196,7 +207,7 @@ def train(
             batch_size=batch_size,
             settings=settings,
             completed_steps=completed_steps,
-            completed_images=completed_images,
+            completed_images=progress.images,
         )
         loop.fit(
             lambda input_context=None: training_batches(
@@ -206,7 +217,7 @@ def train(
                 sampler=sampler,
                 input_context=input_context,
                 seed=seed,
-                start_step=completed_images // batch_size,
+                start_step=progress.images // batch_size,
                 pad_to=step_options.pad_to,
                 max_boxes=step_options.max_boxes,
             )
@@ -232,6 +243,22 @@ def _take_names(model, data):
         model.class_names = tuple(data.class_names)
     for branch in model.branches:
         branch.learn_names(data)
+
+
+def _ignored_steps(progress, evaluations, run_log):
+    """Returns the step of the last evaluation whose metrics do not compare with those of this run; 0 if all do.
+
+    Args:
+        progress: Progress of the run, with the settings of the checkpoint.
+        evaluations: Settings of the evaluations of this run.
+        run_log: Log of the run, without the lines that this run repeats.
+    """
+    has_changed = any(progress.settings.get(name, value) != value for name, value in evaluations.items())
+    # Losses depend on the model's settings. AP compares models with different settings, too.
+    has_changed |= progress.model_has_changed and (evaluations["Validation.monitor"] or "").endswith("loss")
+    if has_changed:
+        return max((line["step"] for line in run_log.evaluations()), default=0)
+    return progress.settings.get(_IGNORED_STEPS, 0)
 
 
 def _is_finished(out_dir, completed_steps, steps, validator, changes):

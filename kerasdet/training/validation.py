@@ -18,6 +18,7 @@ from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, SUMMARIES
 from kerasdet.files import replacing
 from kerasdet.inference.detections import Detections
 from kerasdet.training.ema import averaged_weights
+from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.loggers import COMPARISON
 from kerasdet.training.metrics_log import RunLog
 from kerasdet.training.options import Validation
@@ -35,16 +36,20 @@ class Validator:
         run_log: Log to which metrics, ``val_loss`` and pictures are written. It also holds the metrics that earlier
             processes of the run logged.
         best: Path at which the model with the best monitored metric is saved. None: this worker writes no files.
+        ignored_steps: Evaluations after this step and earlier ones do not count for the best model and `patience`.
     """
 
-    def __init__(self, model: keras.Model, validation: Validation, run_log: RunLog, best: Path | None):
+    def __init__(
+        self, model: keras.Model, validation: Validation, run_log: RunLog, best: Path | None, ignored_steps: int = 0
+    ):
         self.model = model
         self.data = validation.data
         self.evaluate = validation.evaluate
         self.patience = validation.patience
         self.run_log = run_log
         self.best = best
-        logged = (name for line in self._evaluations() for name in line if name != "step")
+        self.ignored_steps = ignored_steps
+        logged = (name for line in run_log.evaluations() for name in line if name != "step")
         self.monitor = validation.monitor or next(iter([*self._names(), *logged]), None)
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -103,7 +108,7 @@ class Validator:
         Returns:
             True if the log contains one.
         """
-        return any(line["step"] == step for line in self._evaluations())
+        return any(line["step"] == step for line in self.run_log.evaluations())
 
     def should_stop(self) -> bool:
         """Tells whether none of the last `patience` evaluations improved the monitored metric.
@@ -118,16 +123,31 @@ class Validator:
         return metric_names(self.evaluate, self.model, self.data)
 
     def _history(self):
-        return [self._score(line) for line in self._evaluations()]
-
-    def _evaluations(self):
-        """Returns the lines of evaluations in the log; unlike lines of training, these have no learning rate."""
-        return [line for line in self.run_log.lines if "learning_rate" not in line]
+        return [self._score(line) for line in self.run_log.evaluations() if line["step"] > self.ignored_steps]
 
     def _score(self, values):
         """Returns the monitored metric, negated if it is a loss, so that higher is better."""
         value = values.get(self.monitor, math.nan)
         return -math.inf if math.isnan(value) else -value if self.monitor.endswith("loss") else value
+
+
+def settings_of_validation(model: keras.Model, validation: Validation) -> dict[str, str | None]:
+    """Returns the settings that must be equal for two evaluations to compare, which `save` stores.
+
+    Args:
+        model: Detector.
+        validation: Data and rules of evaluation.
+
+    Returns:
+        The fingerprint of the data and the names of the function and of the monitored metric, by name of the setting.
+    """
+    evaluate = inspect.unwrap(validation.evaluate)  # gin wraps the function
+    names = metric_names(validation.evaluate, model, validation.data)
+    return {
+        "evaluation data": fingerprint(validation.data),
+        "Validation.evaluate": getattr(evaluate, "__name__", type(evaluate).__name__),
+        "Validation.monitor": validation.monitor or next(iter(names), None),
+    }
 
 
 def metric_names(evaluate: Callable, model: keras.Model, data: Any) -> list[str]:

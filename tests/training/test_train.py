@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -362,6 +363,22 @@ def test_patience_stops_training_and_keeps_the_best_model(tmp_path, data):
     with pytest.raises(UserError, match=r"is finished: score has not improved in 2 .* or raise Validation\.patience"):
         run(tmp_path, data, **arguments, seed=5)
     assert lines(tmp_path)[-1]["step"] == 4
+
+
+@pytest.mark.usefixtures("eager")
+def test_evaluations_before_another_monitor_do_not_count_for_the_best_model(tmp_path, data, caplog):
+    values = iter([{"a": 0.5, "b": 0.9}, {"a": 0.4, "b": 0.3}, {"a": 0.6, "b": 0.2}])
+
+    def best_step(steps, monitor):
+        validation = Validation(data, lambda model, data: SimpleNamespace(summary=next(values)), monitor=monitor)
+        run(tmp_path, data, steps=steps, validation=validation, checkpointing=Checkpointing(steps_per_epoch=1))
+        return int(keras.models.load_model(tmp_path / "best.keras").optimizer.iterations)
+
+    assert best_step(1, "a") == 1
+    assert best_step(2, "b") == 2
+    assert "Validation.monitor was a and is now b" in caplog.text
+    assert "b of the evaluations up to step 1 does not compare with that of later ones" in caplog.text
+    assert best_step(3, "b") == 2
 
 
 @pytest.mark.usefixtures("eager")
