@@ -12,10 +12,10 @@ from kerasdet.errors import UserError
 
 
 def expand(path: str | os.PathLike, name: str = "The path") -> Path:
-    """Expands ``~`` and ``~user`` in a path to home folders, like a shell.
+    """Expands ``~``, ``~user`` and variables such as ``$DATA`` and ``${DATA}`` in a path, like a shell.
 
-    Shells do not expand ``~`` inside quotes or after ``NAME=``, and gin and TensorFlow never do. Every function that
-    takes a path from a user calls this one.
+    Shells do not expand ``~`` inside quotes or after ``NAME=``, nor variables inside single quotes; gin and TensorFlow
+    expand neither. Every function that takes a path from a user calls this one.
 
     Args:
         path: Path of a file or folder.
@@ -26,7 +26,7 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
 
     Raises:
         UserError: If `path` is not a local path: another type, an empty string, a URL, a path with a null byte, or a
-            symbolic link that points to itself.
+            symbolic link that points to itself; or if it names a variable that is not set.
     """
     if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
         text = os.fspath(path)
@@ -39,7 +39,7 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
                 f"{name} is {text}, a URL: expected the path of a local file or folder. Mount the remote "
                 f"folder, or copy the files."
             )
-        path = Path(os.path.expanduser(text))
+        path = Path(expand_text(text, name))
         try:
             path.stat()
         except OSError as error:
@@ -52,6 +52,40 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
     is_number = isinstance(path, int | float) and not isinstance(path, bool)
     example = f"./{path} if that is its name" if is_number else "runs/first"
     raise UserError(f"{name} is {path!r}: expected the path of a file or folder. Pass a path such as {example}.")
+
+
+def expand_text(text: str, name: str = "The path") -> str:
+    """Expands ``~`` and variables in text that may also be a URL, a glob or the name of published weights.
+
+    Args:
+        text: Text that a user passed. A URL is returned as it is, and a part between slashes keeps its ``$`` if a file
+            or folder of this name exists.
+        name: Name of the setting, for the beginning of error messages.
+
+    Returns:
+        The expanded text.
+
+    Raises:
+        UserError: If a variable is not set.
+    """
+    if "://" in text:
+        return text
+    expanded = ""
+    for part in re.split("(/)", os.path.expanduser(text)):
+        if "$" in part and not os.path.lexists(expanded + part):
+            part = re.sub(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", lambda found: _variable(found, text, name), part)
+        expanded += part
+    return expanded
+
+
+def _variable(found, text, name):
+    variable = found[1] or found[2]
+    if variable not in os.environ:
+        raise UserError(
+            f"{name} is {text}, and the environment variable {variable} is not set: expected a path. Set the variable, "
+            "or write the path without it."
+        )
+    return os.environ[variable]
 
 
 def make_folder(folder: Path, name: str) -> None:

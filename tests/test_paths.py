@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 import kerasdet
-from kerasdet import checkpoints, config
+from kerasdet import checkpoints, cli, config
 from kerasdet.data import CocoDataset
 from kerasdet.errors import UserError
 from kerasdet.export.saved_model.write import export_saved_model
@@ -28,6 +28,38 @@ def test_tilde_is_the_home_folder(home):
     assert expand("~") == home
     assert expand("data/~/a") == Path("data/~/a")
     assert str(expand("~root/a")) == os.path.expanduser("~root/a")
+
+
+def test_variables_are_expanded_unless_a_file_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", "/data")
+    assert expand("$DATA/a") == expand("${DATA}/a") == Path("/data/a")
+    for name in ("price_$5.png", "a$", "$(date)"):
+        assert expand(name) == Path(name)
+    with pytest.raises(UserError, match=r"^OUT_DIR is \$NOPE/x, and the environment variable NOPE is not set"):
+        expand("$NOPE/x", "OUT_DIR")
+    (tmp_path / "$NOPE").mkdir()
+    (tmp_path / "$DATA.png").touch()
+    for name in ("$NOPE/x", "$DATA.png"):
+        assert expand(name) == Path(name)
+
+
+def test_commands_and_gin_files_expand_variables(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", str(tmp_path / "mine"))
+    tiny.shapes_data(tmp_path / "mine", num_images=1)
+    assert cli.main(["data", "convert", "$DATA", "$DATA-yolo", "--to", "yolo"]) == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["mine", "mine-yolo"]
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "model.keras", "$NOPE/*.jpg"])
+    assert "argument IMAGE: The path is $NOPE/*.jpg, and the environment variable NOPE is" in capsys.readouterr().err
+    monkeypatch.setenv("GIN", str(config.GIN_CONFIGS))
+    Path("own.gin").write_text("include '$GIN/retinanet_r18_fpn_shapes.gin'\nOUT_DIR = '$DATA/run'\n")
+    config.load("own.gin")
+    assert expand(config.macro("OUT_DIR")) == tmp_path / "mine" / "run"
+    Path("own.gin").write_text("include '$NOPE/retinanet_r18_fpn_shapes.gin'\n")
+    with pytest.raises(UserError, match=r"The path in `include` is \$NOPE/retinanet_r18_fpn_shapes\.gin, and the"):
+        config.load("own.gin")
 
 
 # Each fails for a file that is missing, or in the way, and its message has the path that it looked for.

@@ -2,7 +2,9 @@
 
 import argparse
 import csv
-import os
+
+from kerasdet.errors import UserError
+from kerasdet.paths import expand_text
 
 FORMATS = ("coco", "tfrecord", "voc", "yolo")
 
@@ -31,6 +33,27 @@ def add_data(commands: argparse._SubParsersAction) -> list[argparse.ArgumentPars
     return [data, *parsers]
 
 
+def path_word(text: str) -> str:
+    """Expands ~ and variables in an argument, which shells leave as they are in `@~/list.txt` and in quotes.
+
+    Args:
+        text: Path, glob, URL, name of published weights or ``@FILE``.
+
+    Returns:
+        The expanded text.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is empty, or names a variable that is not set.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty: expected a file or folder, such as runs/first")
+    at = text[: text.startswith("@")]
+    try:
+        return at + expand_text(text[len(at) :])
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _add(actions, name, description, example):
     return actions.add_parser(
         name,
@@ -48,7 +71,7 @@ def _add_check(actions):
         "Report the contents and the errors of a dataset: annotations, image files, rare classes, near duplicates.",
         "downloads/my-data",
     )
-    check.add_argument("data", type=os.path.expanduser, metavar="DATA", help=_SOURCE_HELP)
+    check.add_argument("data", type=path_word, metavar="DATA", help=_SOURCE_HELP)
     return check
 
 
@@ -84,8 +107,8 @@ _SOURCE_HELP = "a folder, or the file that describes the dataset: data.yaml, COC
 
 
 def _add_target(parser):
-    parser.add_argument("source", type=os.path.expanduser, metavar="SOURCE", help=_SOURCE_HELP)
-    parser.add_argument("target", type=os.path.expanduser, metavar="TARGET", help="a new or empty folder to write to")
+    parser.add_argument("source", type=path_word, metavar="SOURCE", help=_SOURCE_HELP)
+    parser.add_argument("target", type=path_word, metavar="TARGET", help="a new or empty folder to write to")
     parser.add_argument(
         "--classes",
         type=_classes,

@@ -9,6 +9,7 @@ from kerasdet.data.image_files import list_images
 from kerasdet.data.images import SUFFIXES
 from kerasdet.errors import UserError
 from kerasdet.inference.video import is_file_of_video, is_video
+from kerasdet.paths import expand_text
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def _lines(path):
             f"The list of images {path} is not a text file: expected one path per line. Pass a text file."
         ) from None
     lines = [line.strip() for line in text.splitlines()]
-    paths = [str(Path(line).expanduser()) for line in lines if line and not line.startswith("#")]
+    paths = [str(Path(expand_text(line, path))) for line in lines if line and not line.startswith("#")]
     if not paths:
         raise UserError(f"The list of images {path} is empty: write one path per line.")
     return paths

@@ -5,10 +5,9 @@ immediately.
 """
 
 import argparse
-import os
 
 import kerasdet
-from kerasdet.cli.data_parser import add_data
+from kerasdet.cli.data_parser import add_data, path_word
 from kerasdet.export.formats import default_spec, specs
 
 _CLASSES_HELP = (
@@ -75,14 +74,14 @@ def _add_train(commands):
         "finetune --data downloads/roboflow-export --set CHECKPOINT=converted",
     )
     train.add_argument(
-        "config", type=_path, metavar="CONFIG", help="a gin file, the OUT_DIR of a run, or the name of a recipe"
+        "config", type=path_word, metavar="CONFIG", help="a gin file, the OUT_DIR of a run, or the name of a recipe"
     )
     _add_overrides(
         train, "override a macro (BATCH_SIZE=8) or an argument (ResNet.depth=101); may be repeated, the last value wins"
     )
     train.add_argument(
         "--data",
-        type=_path,
+        type=path_word,
         metavar="DATA",
         help="train and evaluate on this dataset instead of the recipe's: a folder, or the file that describes it, in "
         "any format of docs/data.md. The dataset needs the splits train and val; NUM_CLASSES is set to its number of "
@@ -109,10 +108,10 @@ def _add_eval(commands):
         "runs/first",
         "model.tflite --annotations data/val.json --json metrics.json",
     )
-    evaluate.add_argument("model", nargs="?", type=_path, metavar="MODEL", help=_MODEL_HELP)
+    evaluate.add_argument("model", nargs="?", type=path_word, metavar="MODEL", help=_MODEL_HELP)
     evaluate.add_argument(
         "--data",
-        type=_path,
+        type=path_word,
         metavar="DATA",
         help="a dataset in any format of docs/data.md (default: the evaluation data of the model's own gin "
         "configuration)",
@@ -120,15 +119,15 @@ def _add_eval(commands):
     evaluate.add_argument(
         "--split", metavar="NAME", help="the split of --data (default: val, otherwise test, otherwise the only split)"
     )
-    evaluate.add_argument("--annotations", type=_path, metavar="FILE", help="COCO annotations, instead of --data")
+    evaluate.add_argument("--annotations", type=path_word, metavar="FILE", help="COCO annotations, instead of --data")
     evaluate.add_argument(
         "--images",
-        type=_path,
+        type=path_word,
         metavar="DIR",
         help="folder of the images of --annotations (default: found near the file, such as images/ next to it)",
     )
     evaluate.add_argument(
-        "--detections", type=_path, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
+        "--detections", type=path_word, metavar="FILE", help="score this file of COCO results; no MODEL is needed"
     )
     evaluate.add_argument("--batch-size", type=_count, metavar="N", help="number of images in a batch (default 1)")
     evaluate.add_argument(
@@ -153,9 +152,9 @@ def _add_eval(commands):
         help="the scoring rules: COCO's (default), AP of Pascal VOC 2007 and 2012, LVIS' AP of rare, common and "
         "frequent classes, Open Images' AP with group boxes, or Boundary AP of masks",
     )
-    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the metrics as JSON")
+    evaluate.add_argument("--json", type=path_word, metavar="FILE", help="write the metrics as JSON")
     evaluate.add_argument(
-        "--save-detections", type=_path, metavar="FILE", help="write the detections in COCO's results format"
+        "--save-detections", type=path_word, metavar="FILE", help="write the detections in COCO's results format"
     )
     return evaluate
 
@@ -171,11 +170,11 @@ def _add_predict(commands):
         "torchvision/retinanet_resnet50_fpn_v2 photo.jpg",
         "model.tflite 'data/*.jpg' more_photos/ @list.txt --json",
     )
-    predict.add_argument("model", type=_path, metavar="MODEL", help=_MODEL_HELP)
+    predict.add_argument("model", type=path_word, metavar="MODEL", help=_MODEL_HELP)
     predict.add_argument(
         "images",
         nargs="+",
-        type=_path,
+        type=path_word,
         metavar="IMAGE",
         help="image files, folders of images, quoted globs such as 'data/*.jpg', or @FILE: a text file with one of "
         "these per line; video files, URLs of streams (rtsp://...), or the number of a camera, such as 0",
@@ -195,14 +194,14 @@ def _add_predict(commands):
     predict.add_argument("--max-frames", type=_count, metavar="N", help="end each video after N frames")
     predict.add_argument(
         "--draw",
-        type=_path,
+        type=path_word,
         metavar="DIR",
         help="write a PNG of each image, and an MP4 file of each video, with its detections",
     )
-    predict.add_argument("--crops", type=_path, metavar="DIR", help="write a PNG of each object to DIR/CLASS/")
+    predict.add_argument("--crops", type=path_word, metavar="DIR", help="write a PNG of each object to DIR/CLASS/")
     predict.add_argument(
         "--coco",
-        type=_path,
+        type=path_word,
         metavar="FILE",
         help="write the detections as a COCO dataset with scores, for labelling tools",
     )
@@ -235,8 +234,8 @@ def _add_export(commands):
         "runs/first served --serving",
         "runs/first model.tflite --precision int8 --calibration-images data/images",
     )
-    export.add_argument("model", type=_path, metavar="MODEL", help=_TRAINED_HELP)
-    export.add_argument("out", type=_path, metavar="OUT", help="the file or folder to write")
+    export.add_argument("model", type=path_word, metavar="MODEL", help=_TRAINED_HELP)
+    export.add_argument("out", type=path_word, metavar="OUT", help="the file or folder to write")
     suffixes = [f"{spec.name} if OUT ends in {spec.suffix}" for spec in specs() if spec.suffix]
     export.add_argument(
         "--format",
@@ -252,14 +251,14 @@ def _add_export(commands):
     export.add_argument(
         "--verify-images",
         nargs="+",
-        type=_path,
+        type=path_word,
         default=[],
         metavar="IMAGE",
         help="compare model and export on these images (default: four calibration images, else generated ones)",
     )
     export.add_argument(
         "--eval",
-        type=_path,
+        type=path_word,
         metavar="DATA",
         help="compare the AP of model and export on this dataset in any format of docs/data.md, such as a file of COCO "
         "annotations (default: no AP)",
@@ -284,7 +283,7 @@ def _add_export(commands):
 
 def _add_format_options(export):
     """Adds the options of the formats. An option of several formats appears once, with the choices and help of all."""
-    kinds = {"text": str, "path": _path, "int": int, "count": _count}
+    kinds = {"text": str, "path": path_word, "int": int, "count": _count}
     groups, owners = {}, {}
     for spec in specs():
         for option in spec.options:
@@ -323,7 +322,7 @@ def _add_split_and_images(command, data):
     )
     command.add_argument(
         "--images",
-        type=_path,
+        type=path_word,
         metavar="DIR",
         help=f"folder of the images if {data} is a COCO file (default: found near the file, such as images/ next to "
         "it)",
@@ -337,7 +336,7 @@ def _add_convert(commands):
         "Convert a checkpoint of torchvision, detectron2 or mmdetection to a Keras model.",
         "retinanet.pth --source torchvision/retinanet_resnet50_fpn --out converted",
     )
-    convert.add_argument("file", type=_path, metavar="FILE", help="a .pth, .pkl, .safetensors or .npz file")
+    convert.add_argument("file", type=path_word, metavar="FILE", help="a .pth, .pkl, .safetensors or .npz file")
     convert.add_argument(
         "--source",
         required=True,
@@ -345,7 +344,11 @@ def _add_convert(commands):
         help="the framework's model, such as torchvision/retinanet_resnet50_fpn; an unknown NAME prints a list of all",
     )
     convert.add_argument(
-        "--out", required=True, type=_path, metavar="DIR", help="the folder to write model.keras to, or a .keras file"
+        "--out",
+        required=True,
+        type=path_word,
+        metavar="DIR",
+        help="the folder to write model.keras to, or a .keras file",
     )
     convert.add_argument(
         "--num-classes",
@@ -368,13 +371,13 @@ def _add_convert(commands):
     )
     convert.add_argument(
         "--labels",
-        type=_path,
+        type=path_word,
         metavar="FILE",
         help="a text file with one class name per line; __background__ may come first",
     )
     convert.add_argument(
         "--reference-outputs",
-        type=_path,
+        type=path_word,
         metavar="FILE",
         help="an .npz file with an image and the source framework's outputs for it; the model is written only if its "
         "outputs match",
@@ -392,18 +395,18 @@ def _add_inspect(commands):
     )
     inspect.add_argument(
         "data",
-        type=_path,
+        type=path_word,
         metavar="DATA",
         help="a dataset in any format of docs/data.md: a folder, or the file that describes it",
     )
     inspect.add_argument(
         "--config",
-        type=_path,
+        type=path_word,
         metavar="RECIPE",
         help="a gin file, or the name of a recipe of kerasdet: its anchors, resize rule and augmentation are applied",
     )
     _add_overrides(inspect, "override a macro or an argument of the recipe, as for `kerasdet train`; may be repeated")
-    inspect.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
+    inspect.add_argument("--out", required=True, type=path_word, metavar="FILE", help="the HTML file to write")
     return inspect
 
 
@@ -418,13 +421,13 @@ def _add_analyze(commands):
     )
     analyze.add_argument(
         "model",
-        type=_path,
+        type=path_word,
         metavar="MODEL_OR_DETECTIONS",
         help=f"a .json file in COCO's results format, or a model: {_MODEL_HELP}",
     )
     analyze.add_argument(
         "--data",
-        type=_path,
+        type=path_word,
         metavar="DATA",
         help="a dataset in any format of docs/data.md, such as a file of COCO annotations (default: the evaluation "
         "data of the model's own gin configuration)",
@@ -432,12 +435,12 @@ def _add_analyze(commands):
     _add_split_and_images(analyze, "--data")
     analyze.add_argument(
         "--against",
-        type=_path,
+        type=path_word,
         metavar="MODEL_OR_DETECTIONS",
         help="an earlier model or its detections: the page shows what improved and what got worse",
     )
-    analyze.add_argument("--out", required=True, type=_path, metavar="FILE", help="the HTML file to write")
-    analyze.add_argument("--json", type=_path, metavar="FILE", help="also write all numbers as JSON")
+    analyze.add_argument("--out", required=True, type=path_word, metavar="FILE", help="the HTML file to write")
+    analyze.add_argument("--json", type=path_word, metavar="FILE", help="also write all numbers as JSON")
     return analyze
 
 
@@ -454,13 +457,6 @@ def _add_zoo(commands):
     zoo.add_argument("text", nargs="?", default="", metavar="TEXT", help="list only names that contain TEXT")
     zoo.add_argument("--json", action="store_true", help="print JSON instead of a table, with URLs and hashes")
     return zoo
-
-
-def _path(text):
-    """Expands ~, which the shell does not expand in `@~/list.txt` or in a quoted glob; rejects an empty path."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the path is empty: expected a file or folder, such as runs/first")
-    return text[:1] + os.path.expanduser(text[1:]) if text.startswith("@") else os.path.expanduser(text)
 
 
 def _count(text):

@@ -55,6 +55,8 @@ def is_users_mistake(error: Exception) -> bool:
     """
     if isinstance(error, UserError | OSError | MemoryError | FloatingPointError):
         return True  # FloatingPointError: training reports a loss that is not finite
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return True
     if _is_tensorflow_error(error):
         errors = sys.modules["tensorflow"].errors
         environment = (
@@ -76,6 +78,10 @@ def _sentence(error):
     text = str(error).split(_GIN_NOTE)[0]
     if isinstance(error, OSError) and error.strerror:  # the system's message starts with "[Errno 2]"
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if isinstance(error, UnicodeEncodeError):
+        name = re.search(r"[^\s\"']*[\ud800-\udfff][^\s\"']*", error.object)[0]
+        name = name.encode("utf-8", "backslashreplace").decode()
+        text = f"{name} is not valid UTF-8: expected a path whose bytes are text. Rename the file or the folder."
     if isinstance(error, MemoryError):
         text = f"The memory is full{f': {text}' if text else ''}. Choose smaller batches or images."
     if _is_tensorflow_error(error):

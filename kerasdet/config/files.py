@@ -2,12 +2,13 @@
 
 import inspect
 import os
+import re
 from pathlib import Path
 
 import gin
 
 from kerasdet.errors import UserError
-from kerasdet.paths import expand
+from kerasdet.paths import expand, expand_text
 
 GIN_CONFIGS = Path(inspect.getfile(__import__("kerasdet.gin_configs", fromlist=["x"]))).parent
 
@@ -71,9 +72,11 @@ def find_included(name: str) -> str | None:
 
 
 def _expand_included(path):
-    """Returns the path of an included file with ``~`` expanded, and without the search folder that gin prepends."""
-    _, tilde, rest = path.partition("/~/")
-    return os.path.expanduser(f"~/{rest}") if tilde else path
+    """Expands ``~`` and variables in the path of an included file, which gin joins to a folder of its search path."""
+    found = re.search(r"(?<![^/])(?:~/|\$).*", path)
+    if found is None or os.path.exists(path):
+        return path
+    return os.path.join(path[: found.start()], expand_text(found[0], "The path in `include`"))
 
 
 def _open_included(path):

@@ -42,6 +42,7 @@ CHANGES = {
     "repeated_names": "class names that several categories share",
     "similar_names": "class names that differ only in case",
     "renamed_images": "images renamed because another image has the same name",
+    "undecodable_names": "images renamed because their names are not valid UTF-8",
     "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name, named by their id",
     "grouping_categories": "categories left out because they have no objects and only group others",

@@ -6,6 +6,7 @@ decoding the earlier ones.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -218,7 +219,7 @@ def _lookup(dataset, mask_size):
     """Holds the records as flat tensors; returns a graph function that maps an index to an example without image."""
     records = dataset.records
     per_image = {
-        "path": tf.constant([record.path for record in records]),
+        "path": tf.constant([os.fsencode(record.path) for record in records]),  # names may not be UTF-8
         "image_id": tf.constant([record.image_id for record in records], tf.int64),
         "original_size": tf.constant([(record.height, record.width) for record in records], tf.int32),
     }

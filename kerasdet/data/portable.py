@@ -1,6 +1,7 @@
 """Defines `Part`, a split of a dataset with checked values: the input of the writers of all formats."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -14,6 +15,7 @@ from kerasdet.data.records import Record
 from kerasdet.data.segmentation import box_of
 from kerasdet.data.values import Changes, as_float, as_floats
 
+_SURROGATE = "[\ud800-\udfff]"  # stands for a byte of a file name that is not valid UTF-8
 _OWN_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "keypoints", "num_keypoints"}
 _OWN_KEYS |= {"difficult", "isgroupof", "IsGroupOf", "name"}  # the flags of groups are also under `is_group_of`
 _SUFFIX_OF = {
@@ -165,12 +167,14 @@ def _name(record, taken, changes):
     stem, dot, suffix = name.rpartition(".")
     if not dot or f".{suffix.lower()}" not in SUFFIXES:
         stem, suffix = name, _SUFFIX_OF.get(record.encoded()[:2], ".jpg")[1:]
-    stem = stem.lstrip(".") or "image"  # readers skip hidden files
+    stem = re.sub(_SURROGATE, "_", stem.lstrip(".")) or "image"  # readers skip hidden files
     number, unique = 1, stem
     while unique.casefold() in taken:  # label files have the name without suffix
         number += 1
         unique = f"{stem}_{number}"
     taken.add(unique.casefold())
-    if number > 1:
+    if re.search(_SURROGATE, name):
+        changes.note("undecodable_names", record.path, f"is written as {unique}.{suffix}")
+    elif number > 1:
         changes.note("renamed_images", record.path, f"is written as {unique}.{suffix}")
     return f"{unique}.{suffix}"

@@ -1,5 +1,6 @@
 """Identifies a dataset by a short string, to check that all workers and processes of a run use the same data."""
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def fingerprint(data: Any) -> str:
     """
     checksum = zlib.crc32("\n".join(map(str, data.class_names)).encode())
     for record in data.records:
-        checksum = zlib.crc32(f"{record.image_id} {Path(record.path).name}".encode(), checksum)
+        checksum = zlib.crc32(os.fsencode(f"{record.image_id} {Path(record.path).name}"), checksum)
         for values in (record.boxes, record.class_ids, record.is_crowd, record.extra_values):
             checksum = zlib.crc32(b"" if values is None else values.tobytes(), checksum)
     return f"{len(data.records)} images of {data.num_classes} classes (checksum {checksum:08x})"

@@ -175,7 +175,7 @@ def train(
             validator = Validator(model, validation, run_log, best, ignored_steps)
         is_finished = _is_finished(out_dir, completed_steps, steps, validator, progress.changes)
         if validator is not None and settings[_IGNORED_STEPS] > progress.settings.get(_IGNORED_STEPS, 0):
-            log.info(
+            log.warning(
                 "%s of the evaluations up to step %d does not compare with that of later ones: the next evaluation "
                 "replaces best.keras, and Validation.patience counts from there.",
                 validator.monitor,

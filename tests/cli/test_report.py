@@ -48,6 +48,10 @@ MISTAKES = {
         lambda: throw(tf.errors.InvalidArgumentError(None, None, _DATA_ERROR.format("a/1.jpg is damaged"))),
         "a/1.jpg is damaged",
     ),
+    "name in other bytes than UTF-8": (
+        lambda: '{"file": "a/caf\udce9.png"}'.encode(),
+        "a/caf\\udce9.png is not valid UTF-8: expected a path whose bytes are text. Rename the file or the folder.",
+    ),
     "argument of a part": (
         lambda: throw(TypeError("must be int\n  In call to configurable 'ResNet' (<class>)")),
         "in an argument of ResNet: must be int",

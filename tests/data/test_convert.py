@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kerasdet.data.regions import join_polygons, mask_of, polygons_of
 from kerasdet.data.split import split as split_dataset
 from kerasdet.errors import UserError
 from kerasdet.geometry import rle
+from kerasdet.training.fingerprint import fingerprint
 
 BCCD = Path(__file__).resolve().parents[2].parent / "shared/data/bccd"
 NAMES = ["a.png", "b.png", "c.png"]
@@ -304,6 +306,23 @@ def test_masks_that_cover_no_pixel_are_left_out_and_counted(tmp_path, caplog):
     convert(source, tmp_path / "coco", "coco")
     written = [a["segmentation"] for a in json.loads((tmp_path / "coco/val.json").read_text())["annotations"]]
     assert written[0] == [] and written[1] == [[5.6, 5, 5.9, 5, 5.9, 14, 5.6, 14]]
+
+
+@pytest.mark.parametrize("to", sorted(WRITERS))
+def test_names_that_are_not_utf8_are_replaced(tmp_path, to):
+    """Old archives hold such names, for example in Latin-1."""
+    source = tmp_path / "source"
+    for name in ("images/a.png", os.fsdecode(b"images/caf\xe9.png")):
+        picture(source / name, seed=0)
+        write_text((source / name.replace("images", "labels")).with_suffix(".txt"), "0 0.5 0.5 0.5 0.5\n")
+    write_text(source / "data.yaml", "train: images\nnames: [cat]\n")
+    counts = convert(source, tmp_path / "target", to)
+    assert counts["train"]["undecodable_names"] == 1
+    assert len(open_dataset(tmp_path / "target", "train").records) == 2
+    data = open_dataset(source, "train")
+    assert fingerprint(data).startswith("2 images of 1 classes")
+    if to == "coco":
+        next(iter(training_batches(data, 2)))
 
 
 def test_renamed_images_are_counted(tmp_path):

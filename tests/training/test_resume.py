@@ -35,7 +35,7 @@ def test_restored_model_trains_on_bit_for_bit_with_dropout(tmp_path):
     train(first, 3)
     resume.save(first, tmp_path, max_to_keep=2, step=3, images=48)
     other = model(seed=1)
-    assert resume.restore(other, tmp_path) == (3, 48, "")
+    assert resume.restore(other, tmp_path)[:3] == (3, 48, "")
     for a, b in zip(train(first, 3), train(other, 3), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -48,7 +48,7 @@ def test_saving_to_a_folder_that_cannot_be_written_raises(tmp_path):
 
 
 def test_restoring_without_a_checkpoint_starts_at_zero(tmp_path):
-    assert resume.restore(model(), tmp_path / "none") == (0, 0, "")
+    assert resume.restore(model(), tmp_path / "none")[:3] == (0, 0, "")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_flipped_bit_raises_or_changes_nothing(tmp_path, saved):
         flipped[place] ^= 1 << rng.randrange(8)
         (tmp_path / path.name).write_bytes(flipped)
         try:
-            assert resume.restore(other, tmp_path) == (3, 48, "")
+            assert resume.restore(other, tmp_path)[:3] == (3, 48, "")
         except ValueError as error:
             assert f"{path.name} is damaged (" in str(error), (place, str(error))
             assert "()" not in str(error)
@@ -99,7 +99,7 @@ def test_restoring_with_another_optimizer_raises(saved, recwarn):
 
 
 def test_other_settings_are_listed(saved):
-    assert resume.restore(model(), saved[1], SETTINGS) == (3, 48, "")
+    assert resume.restore(model(), saved[1], SETTINGS)[:3] == (3, 48, "")
     progress = resume.restore(model(), saved[1], {**SETTINGS, "seed": 5, "data": "30 images"})
     assert progress.changes == "data was 40 images and is now 30 images, seed was 0 and is now 5"
 
@@ -138,7 +138,7 @@ def test_checkpoint_without_settings_restores(tmp_path, saved):
             if name == "training.json":
                 content = json.dumps({key: json.loads(content)[key] for key in kept})
             old.writestr(name, content)
-    assert resume.restore(model(seed=1), tmp_path, {**SETTINGS, "seed": 5}) == (3, 48, "")
+    assert resume.restore(model(seed=1), tmp_path, {**SETTINGS, "seed": 5})[:3] == (3, 48, "")
 
 
 CHANGED_RATES = {
@@ -166,8 +166,8 @@ def test_new_learning_rate_applies_and_the_rest_of_the_optimizer_resumes(tmp_pat
     train(first, 3)
     resume.save(first, tmp_path, max_to_keep=1, step=3, images=48)
     second, unchanged = made(new_rate, 1), made(old_rate, 1)
-    assert resume.restore(unchanged, tmp_path) == (3, 48, "")
-    assert resume.restore(second, tmp_path) == (3, 48, message)
+    assert resume.restore(unchanged, tmp_path)[:3] == (3, 48, "")
+    assert resume.restore(second, tmp_path)[:3] == (3, 48, message)
     expected = new_rate if isinstance(new_rate, float) else new_rate(3)
     np.testing.assert_allclose(second.optimizer.learning_rate, expected, rtol=1e-6)
 
