@@ -1,6 +1,7 @@
 """Checks and expands paths that users pass, and prepares files and folders that will be written."""
 
 import errno
+import json
 import os
 import re
 import sys
@@ -118,7 +119,7 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
         The expanded path.
 
     Raises:
-        UserError: If `path` is not a local path.
+        UserError: If `path` is not a local path, or holds annotations of a dataset.
         OSError: If `path` is a folder, or the file cannot be written.
     """
     path = expand(path, name)
@@ -129,7 +130,19 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     make_folder(path.parent, name)
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
+    if path.suffix == ".json" and path.exists() and _is_annotated_by_hand(path):
+        raise UserError(f"{name} would overwrite {path}, which holds COCO annotations: choose another file.")
     return path
+
+
+def _is_annotated_by_hand(path):
+    """Returns whether a JSON file is a COCO dataset whose annotations, unlike detections, have no scores."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    return isinstance(annotations, list) and any(isinstance(each, dict) and "score" not in each for each in annotations)
 
 
 def is_device(path: Path) -> bool:

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -126,6 +127,18 @@ def test_file_to_write_gets_its_folders(tmp_path):
     assert prepare_file(file, "--json") == file
     assert file.read_text() == "mine"
     assert [path.name for path in file.parent.iterdir()] == ["numbers.json"]
+
+
+def test_annotations_are_not_overwritten(tmp_path):
+    file = tmp_path / "val.json"
+    for annotations in ([], [{"image_id": 1, "score": 0.5}]):
+        file.write_text(json.dumps({"annotations": annotations}))
+        assert prepare_file(file, "--json") == file
+    file.write_text('{"annotations": [{"image_id": 1}]}')
+    with pytest.raises(
+        UserError, match=r"^--json would overwrite .*/val\.json, which holds COCO annotations: choose an"
+    ):
+        prepare_file(file, "--json")
 
 
 def test_device_may_be_written(tmp_path):

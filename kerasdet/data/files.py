@@ -36,6 +36,7 @@ REPAIRS = {
     "default_groups": "files in which all shapes have group_id 0, read as no group",
     "mapped_options": "class numbers of VIA options replaced by the names of the options",
     "contradicting_names": "annotation files that name another image than the one with their stem, which was used",
+    "other_outlines": "polygons and rotated boxes of VOC files left out, but not the boxes beside them",
     "swapped_corners": "boxes whose corners were swapped",
     "shared_labels": "label files that several images share",
     "no_labels": "splits without any label file",
@@ -84,7 +85,25 @@ def images_in(folder: Path) -> list[Path]:
     Returns:
         Paths of the images, sorted.
     """
-    return sorted(path for path in folder.rglob("*") if is_image(path) and "__MACOSX" not in path.parts)
+    return [path for path in visible(folder) if is_image(path)]
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """Lists what a folder and its subfolders hold, without hidden files and folders, such as `.ipynb_checkpoints`.
+
+    Args:
+        folder: Path of the folder, which itself may be hidden.
+        pattern: Glob of the names.
+
+    Returns:
+        Paths of files and folders, sorted.
+    """
+    start = len(folder.parts)
+    return sorted(
+        path
+        for path in folder.rglob(pattern)
+        if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts[start:])
+    )
 
 
 def upright_size(path: str | Path) -> tuple[int, int] | None:

@@ -146,7 +146,7 @@ def split_keys(data: Mapping[str, Any], path: Path) -> dict[str, str]:
 def _is_image_folder(key, value, root):
     if key == "path" or not isinstance(key, str) or not isinstance(value, str) or not value:
         return False
-    return any(map(is_image, (root / value).rglob("*"))) if (root / value).is_dir() else False
+    return bool(images_in(root / value)) if (root / value).is_dir() else False
 
 
 def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes) -> list[Path]:

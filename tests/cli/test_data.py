@@ -97,6 +97,15 @@ def test_data_keeps_what_the_user_sets(yolo):
     assert config.macro("NUM_CLASSES") == 2
 
 
+def test_data_keeps_validation_and_bad_images_of_the_users_file(yolo, tmp_path):
+    recipe = tmp_path / "mine.gin"
+    write_text(recipe, "include 'retinanet_r18_fpn_bccd.gin'\ntrain.validation = None\nON_BAD_IMAGE = 'skip'\n")
+    config.load(recipe, [f"DATA={yolo}"])
+    assert config.macro("ON_BAD_IMAGE") == "skip"
+    with pytest.raises(UserError, match=r"has no Validation\.data"):
+        config.eval_data()
+
+
 def test_masks_of_a_recipe_are_read(tmp_path):
     for split in ("train", "val"):
         picture(tmp_path / f"images/{split}.png", 0)

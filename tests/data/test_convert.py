@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,17 @@ def test_names_that_are_not_utf8_are_replaced(tmp_path, to):
     assert fingerprint(data).startswith("2 images of 1 classes")
     if to == "coco":
         next(iter(training_batches(data, 2)))
+
+
+@pytest.mark.parametrize(("to", "file", "count"), [("yolo", "images/train/a.png", 3), ("voc", "Annotations/a.xml", 6)])
+def test_hidden_folders_are_left_out(tmp_path, to, file, count):
+    convert(make(tmp_path / "source"), tmp_path / "target", to)
+    shutil.rmtree(tmp_path / "target/ImageSets", ignore_errors=True)
+    copied = tmp_path / "target" / file
+    copy = copied.parent / ".ipynb_checkpoints" / f"a-checkpoint{copied.suffix}"
+    copy.parent.mkdir()
+    shutil.copy(copied, copy)
+    assert len(open_dataset(tmp_path / "target", "train" if to == "yolo" else None).records) == count
 
 
 def test_renamed_images_are_counted(tmp_path):
