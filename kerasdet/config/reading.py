@@ -80,12 +80,13 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     override = None
     try:
         parsed = gin.parse_config_file(str(path))
-        if parsed.includes:
-            check_own_macros(text)
-            check_order(text, lambda name: read_text(find_included(name)), path)
         names = [override.partition("=")[0].strip() for override in overrides]
+        used = used_macros()
         if "DATA" in names and "DATA" not in used_macros():
             _replace_data(targets(text))
+        if parsed.includes:
+            check_own_macros(text, [*used, *used_macros()])
+            check_order(text, lambda name: read_text(find_included(name)), path)
         for override in overrides:
             gin.parse_config(_as_binding(override))
     except tokenize.TokenError as error:
@@ -112,12 +113,11 @@ def _replace_data(own):
     """Lets `dataset/folder.gin` replace the data of a recipe, whose own data then need not be set.
 
     Args:
-        own: Names that the user's file or a recipe of kerasdet binds itself; its rules about bad images and validation
-            stay.
+        own: Names that the user's file or a recipe of kerasdet binds itself; its settings of bad images,
+            classes, splits and validation stay.
     """
-    kept = {}
-    if "ON_BAD_IMAGE" in own:
-        kept["%ON_BAD_IMAGE"] = macro("ON_BAD_IMAGE")
+    macros = ("ON_BAD_IMAGE", "CLASSES", "TRAIN_SPLIT", "EVAL_SPLIT")
+    kept = {f"%{name}": macro(name) for name in macros if name in own}
     if "train.validation" in own and gin.query_parameter("train.validation") is None:
         kept["train.validation"] = None
     gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))

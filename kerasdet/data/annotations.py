@@ -43,6 +43,7 @@ CHANGES = {
     "similar_names": "class names that differ only in case",
     "renamed_images": "images renamed because another image has the same name",
     "undecodable_names": "images renamed because their names are not valid UTF-8",
+    "repeated_boxes": "boxes that occur more than once in an image",
     "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name, named by their id",
     "grouping_categories": "categories left out because they have no objects and only group others",
@@ -58,6 +59,7 @@ CHANGES = {
     "keypoints_outside_boxes": "objects whose keypoints lie outside their boxes",
     "contradicting_counts": "objects whose num_keypoints is wrong (the labelled keypoints were counted)",
     "unnamed_keypoints": "objects whose keypoints were dropped because their category defines none",
+    "unpaired_keypoints": "keypoints that flips do not exchange, because no names differ only in left and right",
     "skeletons_from_0": "skeletons whose keypoints are counted from 0",
     "bad_objects": "unreadable annotations left out",
 }

@@ -126,7 +126,7 @@ def _read_yolo(data, file, key, names, changes):
         if other != names:
             changes.note("other_class_lists", str(path), f"has other classes, or another order, than {file.name}")
     images = yolo.split_images(data, file, key, changes)
-    return yolo.read_yolo(images, names, changes, yolo.keypoint_shape(data, file))
+    return yolo.read_yolo(images, names, changes, yolo.keypoint_shape(data, file), yolo.keypoint_names(data, file))
 
 
 def _find_yolo_folder(path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import sys
@@ -17,11 +18,14 @@ from kerasdet.errors import UserError, require_extra
 from kerasdet.files import writing
 from kerasdet.paths import expand, make_folder, why_no_file
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 # Beginning of sys.platform -> FFmpeg's input format and the device name of a camera
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
 _CLOCK = 90_000  # ticks per second in written videos; a multiple of all usual frame rates
 _FALLBACK_RATE = Fraction(25)
+_SHORT_END = 0.5  # seconds by which sound may be longer than the pictures of a whole file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +165,7 @@ class VideoReader:
             for picture in self._container.decode(self._stream):
                 time = index / self.rate if picture.time is None else picture.time
                 start = time if start is None else start
-                image = np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
+                image = _upright(picture.to_ndarray(format="rgb24"), picture)
                 yield Frame(np.ascontiguousarray(image), index, time - start)
                 index += 1
         except self._av.FFmpegError as error:
@@ -172,6 +176,32 @@ class VideoReader:
             raise UserError(
                 f"The video {self.source} has no frames: expected at least one. Copy or record the video again."
             )
+        self._warn_of_missing_end(time - start + 1 / self.rate)
+
+    def _warn_of_missing_end(self, seconds):
+        """Warns if a file ends before the time in its header: cut files of MKV and AVI can be read without an error."""
+        if is_camera(self.source) or "://" in self.source or self._container.duration is None:
+            return
+        stated = self._container.duration / self._av.time_base
+        if stated - seconds > max(_SHORT_END, 0.1 * stated):
+            log.warning(
+                "The video %s ends after %.1f of the %.1f seconds that its header states: if the rest is missing, copy "
+                "or record it again.",
+                self.source,
+                seconds,
+                stated,
+            )
+
+
+def _upright(image, picture):
+    """Turns and mirrors the image of a frame as the matrix in the video's metadata tells, like players do."""
+    matrix = picture.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    if abs(b) > abs(a):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 class VideoWriter:

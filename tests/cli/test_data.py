@@ -100,8 +100,10 @@ def test_data_keeps_what_the_user_sets(yolo):
 def test_data_keeps_validation_and_bad_images_of_the_users_file(yolo, tmp_path):
     recipe = tmp_path / "mine.gin"
     write_text(recipe, "include 'retinanet_r18_fpn_bccd.gin'\ntrain.validation = None\nON_BAD_IMAGE = 'skip'\n")
+    with recipe.open("a") as file:
+        file.write("TRAIN_ANNOTATIONS = 'a.json'\nCLASSES = ('fox',)\n")
     config.load(recipe, [f"DATA={yolo}"])
-    assert config.macro("ON_BAD_IMAGE") == "skip"
+    assert config.macro("ON_BAD_IMAGE") == "skip" and config.macro("NUM_CLASSES") == 1
     with pytest.raises(UserError, match=r"has no Validation\.data"):
         config.eval_data()
 

@@ -67,6 +67,7 @@ def test_keypoints_survive(tmp_path, to):
     counts = convert(source, tmp_path / "target", to)
     assert_same(tmp_path / "target", source, keypoints=True)
     assert counts["lost"] == ({"masks": 8} if to == "yolo" else {})
+    assert open_dataset(tmp_path / "target", "val", keypoints=True).keypoint_flip == (1, 0)
     if to == "coco":
         assert json.loads((tmp_path / "target/val.json").read_text())["categories"][0]["skeleton"] == [[1, 2]]
 
@@ -84,6 +85,15 @@ def test_run_lengths_survive(tmp_path, to):
     source = make(tmp_path / "source", with_rle)
     convert(source, tmp_path / "target", to)
     assert_same(tmp_path / "target", source, masks=True)
+
+
+def test_objects_without_a_mask_beside_others_are_counted_for_yolo(tmp_path, caplog):
+    def with_a_box(data):
+        data["annotations"][0]["segmentation"] = []
+        return data
+
+    convert(make(tmp_path / "source", with_a_box), tmp_path / "target", "yolo")
+    assert "target: 2 objects without a mask, beside others with one, are written as rectangles" in caplog.text
 
 
 @pytest.mark.parametrize("to", sorted(WRITERS))

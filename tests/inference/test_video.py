@@ -81,7 +81,14 @@ def test_browsers_can_play_the_file(file):
 
 
 @pytest.mark.parametrize(
-    ("matrix", "corner"), [((0, 1, -1, 0), "right"), ((-1, 0, 0, -1), "bottom"), ((0, -1, 1, 0), "left")]
+    ("matrix", "corner"),
+    [
+        ((0, 1, -1, 0), "right"),
+        ((-1, 0, 0, -1), "bottom"),
+        ((0, -1, 1, 0), "left"),
+        ((-1, 0, 0, 1), "mirrored"),  # by a front camera
+        ((0, 1, 1, 0), "transposed"),
+    ],
 )
 def test_rotation_of_a_phones_video_is_applied(file, tmp_path, matrix, corner):
     """The red square is at the top left of the stored pictures; the header of the track says how to turn them."""
@@ -94,6 +101,7 @@ def test_rotation_of_a_phones_video_is_applied(file, tmp_path, matrix, corner):
         image = next(iter(reader)).image
     y, x = (values.mean() for values in np.nonzero(image[..., 0] > 180))
     upright = {"right": ((90, 62), 15, 42), "bottom": ((62, 90), 42, 75), "left": ((90, 62), 75, 20)}
+    upright |= {"mirrored": ((62, 90), 20, 75), "transposed": ((90, 62), 15, 20)}
     shape, expected_y, expected_x = upright[corner]
     assert image.shape[:2] == shape
     assert (y, x) == (pytest.approx(expected_y, abs=2), pytest.approx(expected_x, abs=2))
@@ -159,6 +167,22 @@ def test_damaged_video_yields_its_first_frames(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with VideoReader(str(path)) as reader:
         assert 0 < len(list(reader)) < whole == 10
+
+
+def test_cut_video_that_can_be_read_warns(tmp_path, caplog):
+    path = tmp_path / "cut.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index % 5, 64, 96), format="rgb24")))
+        container.mux(stream.encode())
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 20 and not caplog.messages
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with VideoReader(path) as reader:
+        assert 0 < len(list(reader)) < 20
+    assert "of the 4.0 seconds that its header states: if the rest is missing, copy or record it again." in caplog.text
 
 
 def test_missing_package_raises(monkeypatch, file):
