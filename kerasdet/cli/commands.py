@@ -298,9 +298,10 @@ def _convert(options):
     if options.reference_outputs:
         _compare(model, options)
     out = prepare_file(out, "--out")
+    former = " The former file is replaced." if out.exists() else ""
     with replacing(out) as partial:
         model.save(partial)
-    print(f"{out}: {model.count_params():,} parameters of {options.source}.")
+    print(f"{out}: {model.count_params():,} parameters of {options.source}.{former}")
 
 
 def _model_file(out):

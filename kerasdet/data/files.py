@@ -1,5 +1,6 @@
 """Finds the image files that annotations name, and reads text files and image sizes."""
 
+import logging
 import os
 import re
 import unicodedata
@@ -16,6 +17,8 @@ from kerasdet.data.images import SUFFIXES
 from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
@@ -35,6 +38,7 @@ REPAIRS = {
     "joined_shapes": "objects joined from several shapes with the same group_id",
     "default_groups": "files in which all shapes have group_id 0, read as no group",
     "mapped_options": "class numbers of VIA options replaced by the names of the options",
+    "other_attributes": "VIA files with further attributes, which are no classes",
     "contradicting_names": "annotation files that name another image than the one with their stem, which was used",
     "other_outlines": "polygons and rotated boxes of VOC files left out, but not the boxes beside them",
     "swapped_corners": "boxes whose corners were swapped",
@@ -60,6 +64,23 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
+
+
+def warn_of_encoding(path: Path) -> None:
+    """Warns if `read_text` has to guess the encoding of a file of class names.
+
+    Args:
+        path: Path of the file.
+    """
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        log.warning(
+            "%s is not UTF-8 and was read as Latin-1: if names of classes look wrong, save the file as UTF-8.", path
+        )
 
 
 def is_image(path: Path) -> bool:

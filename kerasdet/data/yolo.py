@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from kerasdet.data.classes import check_class_list
-from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes
+from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes, warn_of_encoding
 from kerasdet.data.regions import box_of_polygons
 from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes, as_int, as_list
@@ -35,6 +35,7 @@ def read_yaml(path: Path) -> dict:
     """
     try:
         text = read_text(path)
+        warn_of_encoding(path)
         if twice := _repeated_key(yaml.compose(text, yaml.BaseLoader)):
             raise UserError(f"{path} has the key {twice!r} twice; expected each key once. Remove or rename a key.")
         data = yaml.safe_load(text)

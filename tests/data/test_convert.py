@@ -300,6 +300,22 @@ def test_bad_masks_raise_the_same_error_in_check_convert_and_split(tmp_path, fau
     assert re.search(expected, str(check(source)))
 
 
+def test_file_without_categories_is_an_error_of_check(tmp_path):
+    picture(tmp_path / "images/a.png", 0)
+    images = [{"id": 1, "file_name": "a.png"}]
+    path = write_json(tmp_path / "captions.json", {"images": images, "annotations": [{"id": 1, "image_id": 1}]})
+    assert 'has no "categories"; expected a COCO dataset' in str(check(path))
+
+
+def test_ignored_annotations_are_counted(tmp_path):
+    def with_a_flag(data):
+        data["annotations"][0]["ignore"] = 1
+        return data
+
+    counts = convert(make(tmp_path / "source", with_a_flag), tmp_path / "target", "coco")
+    assert counts["train"]["ignore_flags"] == 1
+
+
 def test_masks_that_cover_no_pixel_are_left_out_and_counted(tmp_path, caplog):
     caplog.set_level("INFO", "kerasdet")
 
