@@ -311,7 +311,7 @@ MISTAKES = {
     "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not valid JSON"),
     "eval: JSON over the annotations": (
         ["eval", "{}/run", *DATA, "--json", "{}/shapes/annotations.json"],
-        "--json would overwrite {}/shapes/annotations.json, the file of --annotations: choose another file",
+        "--json would overwrite {}/shapes/annotations.json, which holds COCO annotations: choose another file",
     ),
     "eval: one file for both outputs": (
         ["eval", "{}/run", "--json", "{}/shapes/a.json", "--save-detections", "{}/shapes/../shapes/a.json"],

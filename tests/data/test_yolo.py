@@ -130,7 +130,7 @@ def test_folder_without_yaml_needs_a_class_list(tmp_path):
 
 def test_class_list_in_another_encoding_warns(tmp_path, caplog):
     make(tmp_path, ["0 0.5 0.5 0.5 0.5"], yaml="train: images/train\nnames: [cat]\n")
-    (tmp_path / "data.yaml").write_bytes("train: images/train\nnames: [猫]\n".encode("gbk"))
+    (tmp_path / "data.yaml").write_bytes("train: images/train\nnames: [猫, 狗]\n".encode("gbk"))
     open_dataset(tmp_path)
     assert f"{tmp_path}/data.yaml is not UTF-8 and was read as Latin-1: if names of classes look wrong" in caplog.text
 
