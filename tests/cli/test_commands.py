@@ -313,6 +313,14 @@ MISTAKES = {
         ["eval", "{}/run", *DATA, "--json", "{}/shapes/annotations.json"],
         "--json would overwrite {}/shapes/annotations.json, the file of --annotations: choose another file",
     ),
+    "eval: JSON over the data": (
+        ["eval", "{}/run", "--data", "{}/shapes", "--json", "{}/shapes/annotations.json"],
+        "--json would overwrite {}/shapes/annotations.json, which is not an output of kerasdet: choose another file",
+    ),
+    "eval: detections over the model": (
+        ["eval", "{}/run", "--save-detections", "{}/plain.keras"],
+        "--save-detections would overwrite {}/plain.keras, which is not an output",
+    ),
     "eval: one file for both outputs": (
         ["eval", "{}/run", "--json", "{}/shapes/a.json", "--save-detections", "{}/shapes/../shapes/a.json"],
         "--json would overwrite {}/shapes/a.json, the file of --save-detections",
