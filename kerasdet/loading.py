@@ -20,15 +20,17 @@ _CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".ckpt")
 _MODEL = "the folder of a run, a .keras file or an export"
 # Suffixes of files that users pass by mistake instead of a model -> the part of the message after "FILE is "
 _OTHER_FILES = {
-    (".h5", ".hdf5"): "a file of weights without their model: expected " + _MODEL + ". Build the model and use "
-    "`load_weights`, or save it as a .keras file.",
+    (".h5", ".hdf5"): "an HDF5 file, which kerasdet does not load: expected " + _MODEL + ". Save the model as a .keras "
+    "file; if the file holds only weights, first build the model and use `load_weights`.",
     (".pb",): "a single file of a SavedModel: expected " + _MODEL + ". Pass the folder that contains it.",
     (".onnx", ".engine", ".trt", ".mlmodel", ".torchscript"): "a model of another runtime: expected " + _MODEL + ". "
     "Pass the kerasdet model from which it was exported.",
     images.SUFFIXES: "an image: expected " + _MODEL + ". Pass the model first, then the images.",
     (".index", ".meta"): "a part of a TensorFlow checkpoint: expected " + _MODEL + ". Save the model as a .keras file.",
     (".gin",): "a configuration: expected " + _MODEL + ". Train a model with `kerasdet train`, and pass its OUT_DIR.",
-    (".json", ".txt", ".csv", ".xml"): "not a model: expected " + _MODEL + ". Pass one of these.",
+    (".xml", ".bin"): "not a model: expected " + _MODEL + ". If it belongs to an OpenVINO export, give its two files "
+    "the names model.xml and model.bin again, and pass their folder.",
+    (".json", ".txt", ".csv"): "not a model: expected " + _MODEL + ". Pass one of these.",
 }
 
 
@@ -301,13 +303,17 @@ def _check_keras_file(file):
             f"{file} is a checkpoint of another framework, not a .keras file: convert it with `kerasdet convert`, "
             "and pass the folder that this command writes."
         )
-    if format_of(file.parent) is not None:
+    if format_of(file.parent) is not None and suffix in (".xml", ".bin", ".pb"):
         raise UserError(f"{file} is a part of an export: pass its folder, {file.parent}.")
     if not file.stat().st_size:
         raise UserError(f"{file} is empty (0 bytes): expected {_MODEL}. Copy or save it again.")
     for suffixes, what in _OTHER_FILES.items():
         if suffix in suffixes:
             raise UserError(f"{file} is {what}")
+    with file.open("rb") as opened:
+        head = opened.read(8)
+    if head[4:] == b"TFL3":
+        raise UserError(f"{file} is a TFLite file without its suffix: expected {_MODEL}. Rename it to end in .tflite.")
     if suffix in _CHECKPOINT_SUFFIXES:
         raise UserError(
             f"{file} is neither a .keras file nor a checkpoint that `kerasdet convert` reads, despite its suffix: "
@@ -328,6 +334,8 @@ def _model_file(path):
         suffixes = (".keras", *_CHECKPOINT_SUFFIXES)
         inside = [file for file in path.iterdir() if file.suffix.lower() in suffixes or format_of(file) is not None]
         hint = f" Did you mean {min(inside)}?" if inside else ""
+        if renamed := [file for file in path.glob("*.xml") if file.with_suffix(".bin").exists()]:
+            hint = f" If {min(renamed)} is an OpenVINO export, name its two files model.xml and model.bin again."
         raise FileNotFoundError(
             f"The folder {path} contains no model: pass the OUT_DIR of a training run, a .keras file or an "
             f"export.{hint}"

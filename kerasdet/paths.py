@@ -119,7 +119,7 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
         The expanded path.
 
     Raises:
-        UserError: If `path` is not a local path, or holds annotations of a dataset.
+        UserError: If `path` is not a local path, or an existing file is neither empty nor an output of kerasdet.
         OSError: If `path` is a folder, or the file cannot be written.
     """
     path = expand(path, name)
@@ -130,19 +130,29 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     make_folder(path.parent, name)
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
-    if path.suffix == ".json" and path.exists() and _is_annotated_by_hand(path):
-        raise UserError(f"{name} would overwrite {path}, which holds COCO annotations: choose another file.")
+    if path.exists() and not _is_output(path):
+        raise UserError(f"{name} would overwrite {path}, which is not an output of kerasdet: choose another file.")
     return path
 
 
-def _is_annotated_by_hand(path):
-    """Returns whether a JSON file is a COCO dataset whose annotations, unlike detections, have no scores."""
+def _is_output(path):
+    """Returns whether a file may be one that a command wrote: detections, metrics or a page, or an empty file.
+
+    Images, models and annotations are not: annotations have no scores.
+    """
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if not start or start.lower().startswith(b"<!doctype html"):
+        return True
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes()) if start[:1] in (b"[", b"{") else None
     except ValueError:
         return False
-    annotations = content.get("annotations") if isinstance(content, dict) else None
-    return isinstance(annotations, list) and any(isinstance(each, dict) and "score" not in each for each in annotations)
+    if isinstance(content, dict) and content.keys() != {"images", "categories", "annotations"}:
+        parts = (part for part in (content, *content.values()) if isinstance(part, dict))
+        return "findings" in content or any("summary" in part for part in parts)
+    detections = content["annotations"] if isinstance(content, dict) else content
+    return isinstance(detections, list) and all(isinstance(each, dict) and "score" in each for each in detections)
 
 
 def is_device(path: Path) -> bool:
@@ -190,12 +200,12 @@ def prepare_files(
         UserError: If an input or another output would be overwritten, or a path is not a local path.
         OSError: If a file cannot be written.
     """
-    files = {name: prepare_file(path, name) for name, path in outputs.items() if path is not None}
+    files = {name: expand(path, name) for name, path in outputs.items() if path is not None}
     owners = {os.path.realpath(expand(path, name)): name for name, path in inputs.items() if path}
     for name, path in files.items():
         if (owner := owners.setdefault(os.path.realpath(path), name)) != name:
             raise UserError(f"{name} would overwrite {path}, the file of {owner}: choose another file for {name}.")
-    return files
+    return {name: prepare_file(path, name) for name, path in files.items()}
 
 
 def cache_home() -> Path:

@@ -99,6 +99,22 @@ def test_damaged_file_raises_and_is_named(tmp_path, file):
             r"a\.pth is neither a \.keras file nor a checkpoint that `kerasdet",
         ),
         ("a.pkl", b"\x80\x04}q\x00.", r"a\.pkl is a checkpoint of another framework.* `kerasdet convert`"),
+        (
+            "a.h5",
+            b"\x89HDF",
+            r"a\.h5 is an HDF5 file, which kerasdet does not load: .* Save the model as a \.keras file",
+        ),
+        ("a.lite", b"\x20\0\0\0TFL3", r"a\.lite is a TFLite file without its suffix: .* Rename it to end in \.tflite"),
+        (
+            "a.tflite",
+            b"\x20\0\0\0TFL3",
+            r"a\.tflite has no kerasdet\.json at its end: .* it is truncated: copy it again",
+        ),
+        (
+            "det.xml",
+            b"<net/>",
+            r"det\.xml is not a model: .* the names model\.xml and model\.bin again, and pass their",
+        ),
         ("ckpt-1.index", b"\0\0", r"ckpt-1\.index is a part of a TensorFlow checkpoint"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -118,6 +134,13 @@ def test_part_of_an_export_and_folder_of_versions_raise(tmp_path):
             load(version / name)
     with pytest.raises(FileNotFoundError, match=r"contains no model: .* Did you mean .*/served/1\?"):
         load(version.parent)
+    (version / "other.keras").write_text("none")
+    with pytest.raises(UserError, match=r"other\.keras is not a valid \.keras file"):
+        load(version / "other.keras")
+    for name in ("model.xml", "model.bin"):
+        (version / name).rename(version / name.replace("model", "det"))
+    with pytest.raises(FileNotFoundError, match=r"If .*/det\.xml is an OpenVINO export, name its two files model\.xml"):
+        load(version)
 
 
 def test_unknown_class_raises_one_line(tmp_path):

@@ -123,22 +123,29 @@ def test_file_to_write_gets_its_folders(tmp_path):
     file = tmp_path / "new" / "folder" / "numbers.json"
     assert prepare_file(str(file), "--json") == file
     assert file.parent.is_dir() and not file.exists()
-    file.write_text("mine")
+    file.write_text('[{"score": 1}]')
     assert prepare_file(file, "--json") == file
-    assert file.read_text() == "mine"
+    assert file.read_text() == '[{"score": 1}]'
     assert [path.name for path in file.parent.iterdir()] == ["numbers.json"]
 
 
-def test_annotations_are_not_overwritten(tmp_path):
+def test_only_outputs_of_commands_are_overwritten(tmp_path):
     file = tmp_path / "val.json"
-    for annotations in ([], [{"image_id": 1, "score": 0.5}]):
-        file.write_text(json.dumps({"annotations": annotations}))
+    empty = {"images": [], "categories": [], "annotations": []}
+    for content in ("", "[]", json.dumps(empty), '{"summary": {}}', '{"segm": {"summary": {}}}', '{"findings": []}'):
+        file.write_text(content)
         assert prepare_file(file, "--json") == file
-    file.write_text('{"annotations": [{"image_id": 1}]}')
-    with pytest.raises(
-        UserError, match=r"^--json would overwrite .*/val\.json, which holds COCO annotations: choose an"
-    ):
-        prepare_file(file, "--json")
+    annotations, results = {**empty, "annotations": [{"id": 1}]}, [{"score": 1}, {"id": 1}]
+    for content in ({**empty, "info": {}}, annotations, results, {"shapes": []}, {"a.png": {"regions": []}}):
+        file.write_text(json.dumps(content))
+        with pytest.raises(
+            UserError, match=r"^--json would overwrite .*/val\.json, which is not an output of kerasdet: "
+        ):
+            prepare_file(file, "--json")
+    for name in ("a.png", "best.keras", "data.yaml"):
+        (tmp_path / name).write_text("content")
+        with pytest.raises(UserError, match=f"^--json would overwrite .*/{name}, which is not an output"):
+            prepare_file(tmp_path / name, "--json")
 
 
 def test_device_may_be_written(tmp_path):

@@ -143,8 +143,8 @@ def _read_files(path):
         files = {}
     if METADATA_FILE not in files:
         raise UserError(
-            f"{path} has no {METADATA_FILE} inside: expected a file of `kerasdet export --format tflite`. Run other "
-            "files with ai_edge_litert."
+            f"{path} has no {METADATA_FILE} at its end: expected a whole file of `kerasdet export --format tflite`. If "
+            "this file is one, it is truncated: copy it again. Run other files with ai_edge_litert."
         )
     return files
 

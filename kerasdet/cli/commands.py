@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 import zipfile
 from pathlib import Path
@@ -31,6 +32,8 @@ from kerasdet.inference import AugmentedPredictor, TiledPredictor
 from kerasdet.loading import load_detector, load_predictor, require_model
 from kerasdet.paths import expand, make_folder, prepare_file, prepare_files
 from kerasdet.training import run_workers
+
+log = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -210,6 +213,12 @@ def _predict(options):
     for name in ("draw", "crops"):
         if (folder := getattr(options, name)) is not None:
             make_folder(expand(folder, f"--{name}"), f"--{name}")
+    if options.crops and any(expand(options.crops).glob("*/*.png")):
+        log.warning(
+            "--crops %s holds crops of an earlier command, which stay beside those of this one: choose another folder "
+            "to keep them apart.",
+            options.crops,
+        )
     predict(
         _with_tiles(_load(options.model), options),
         paths,
@@ -298,18 +307,20 @@ def _convert(options):
     if options.reference_outputs:
         _compare(model, options)
     out = prepare_file(out, "--out")
-    former = " The former file is replaced." if out.exists() else ""
     with replacing(out) as partial:
         model.save(partial)
-    print(f"{out}: {model.count_params():,} parameters of {options.source}.{former}")
+    print(f"{out}: {model.count_params():,} parameters of {options.source}.")
 
 
 def _model_file(out):
-    """Returns the file to write: `out` itself if it ends in .keras, otherwise model.keras in a folder."""
+    """Returns the new file to write: `out` itself if it ends in .keras, otherwise model.keras in a folder."""
     path, suffix = Path(out), Path(out).suffix.lower()
     if suffix in MODEL_SUFFIXES:
         raise UserError(f"--out {out} ends in {suffix}: expected a folder or a .keras file. Change --out.")
-    return path if suffix == ".keras" and not path.is_dir() else path / "model.keras"
+    file = path if suffix == ".keras" and not path.is_dir() else path / "model.keras"
+    if file.exists():
+        raise FileExistsError(f"--out: {file} exists: choose another folder or file for --out, or delete this file.")
+    return file
 
 
 def _compare(model, options):

@@ -234,6 +234,7 @@ def _add_export(commands):
         "runs/first served --serving",
         "runs/first model.tflite --precision int8 --calibration-images data/images",
     )
+    export.usage = "kerasdet export MODEL OUT [OPTION ...]"  # after --verify-images, OUT would be an image
     export.add_argument("model", type=path_word, metavar="MODEL", help=_TRAINED_HELP)
     export.add_argument("out", type=path_word, metavar="OUT", help="the file or folder to write")
     suffixes = [f"{spec.name} if OUT ends in {spec.suffix}" for spec in specs() if spec.suffix]

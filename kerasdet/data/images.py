@@ -38,7 +38,7 @@ _OPENERS = (
     (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
     (re.compile(rb"GIF8"), GifImagePlugin.GifImageFile),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
-    (re.compile(rb"II\*\0|MM\0\*"), TiffImagePlugin.TiffImageFile),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
 )
 _BY_PIL = (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile)
 _HARMLESS_BYTES = 8  # some cameras and editors leave a few bytes before the end marker of an intact JPEG

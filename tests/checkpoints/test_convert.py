@@ -275,7 +275,7 @@ def wrapped_by_mmdetection(path, state, meta):
 @pytest.mark.parametrize(
     "meta", [{"dataset_meta": {"classes": ("cat", "dog")}}, {"CLASSES": ["cat", "dog"]}], ids=["mmdet 3", "mmdet 2"]
 )
-def test_convert_takes_files_of_mmdetection_with_their_class_names(tmp_path, meta):
+def test_convert_takes_files_of_mmdetection_with_their_class_names(tmp_path, meta, capsys):
     shapes = {**golden.shallow_layout(MMDET), "bbox_head.retina_cls.weight": (18, 256, 3, 3)}
     state = golden.constants({**shapes, "bbox_head.retina_cls.bias": (18,)})
     file, out = tmp_path / "epoch_12.pth", tmp_path / "out"
@@ -289,9 +289,11 @@ def test_convert_takes_files_of_mmdetection_with_their_class_names(tmp_path, met
 
     labels = tmp_path / "labels.txt"
     labels.write_text("katze\nhund\n")
-    arguments = ["convert", str(file), "--source", MMDET_SOURCE, "--out", str(out), "--labels", str(labels)]
-    assert cli.main(arguments) == 0
-    assert kerasdet.load(out).class_names == ("katze", "hund")
+    arguments = ["convert", str(file), "--source", MMDET_SOURCE, "--labels", str(labels), "--out"]
+    assert cli.main([*arguments, str(out)]) == 2
+    assert f"--out: {out}/model.keras exists: choose another folder" in capsys.readouterr().err
+    assert cli.main([*arguments, str(tmp_path / "labelled")]) == 0
+    assert kerasdet.load(tmp_path / "labelled").class_names == ("katze", "hund")
 
 
 def test_class_names_of_other_classes_are_left_out(state):

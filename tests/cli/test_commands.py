@@ -311,7 +311,15 @@ MISTAKES = {
     "eval: no JSON": (["eval", "--detections", "{}/words.json", *DATA], "words.json is not valid JSON"),
     "eval: JSON over the annotations": (
         ["eval", "{}/run", *DATA, "--json", "{}/shapes/annotations.json"],
-        "--json would overwrite {}/shapes/annotations.json, which holds COCO annotations: choose another file",
+        "--json would overwrite {}/shapes/annotations.json, the file of --annotations: choose another file",
+    ),
+    "eval: JSON over the data": (
+        ["eval", "{}/run", "--data", "{}/shapes", "--json", "{}/shapes/annotations.json"],
+        "--json would overwrite {}/shapes/annotations.json, which is not an output of kerasdet: choose another file",
+    ),
+    "eval: detections over the model": (
+        ["eval", "{}/run", "--save-detections", "{}/plain.keras"],
+        "--save-detections would overwrite {}/plain.keras, which is not an output",
     ),
     "eval: one file for both outputs": (
         ["eval", "{}/run", "--json", "{}/shapes/a.json", "--save-detections", "{}/shapes/../shapes/a.json"],

@@ -36,6 +36,7 @@ def test_help_has_an_example(capsys, command):
         (["eval", "x", "--tta", "1.5"], "'1.5' is not a positive integer"),
         (["predict", "x", "y", "--score-threshold", "2"], "'2' is not a number from 0 to 1"),
         (["predict", "x", "y", "--score-threshold", "nan"], "'nan' is not a number from 0 to 1"),
+        (["export", "x", "--verify-images", "a.png", "y"], "export MODEL OUT [OPTION ...]\n"),
         (["export", "x", "y", "--fast"], "unrecognized arguments: --fast"),
         (["export", "x", "y", "--precision", "int4"], "invalid choice: 'int4'"),
         (["convert", "x", "--out", "y"], "required: --source"),

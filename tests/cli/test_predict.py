@@ -139,10 +139,14 @@ def test_eval_takes_tiles(folder, tmp_path):
     np.testing.assert_allclose([each["score"] for each in found], expected, rtol=1e-4)
 
 
-def test_crops_and_coco_file(folder, model, tmp_path, capsys):
-    path = folder / "large.png"
+def test_crops_and_coco_file(folder, model, tmp_path, caplog):
+    path, old = folder / "large.png", tmp_path / "crops" / "other" / "large_999.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
     options = ["--crops", tmp_path / "crops", "--coco", tmp_path / "found.json", "--score-threshold", "0.1"]
     assert kerasdet("predict", folder / "model.keras", path, *options) == 0
+    assert f"--crops {tmp_path / 'crops'} holds crops of an earlier command, which stay beside" in caplog.text
+    old.unlink()
     found, image = model.detect(path).filter(score=0.1), np.asarray(Image.open(path))
     files = sorted((tmp_path / "crops").glob("*/*.png"), key=lambda file: file.name)
     assert [file.parent.name for file in files] == found.labels

@@ -396,6 +396,7 @@ def test_tiff_files_have_pillows_pixels(rng, tmp_path):
     cases = {
         "RGB": (encode(image, "TIFF", compression="tiff_lzw"), np.asarray(image)),
         "gray": (encode(image.convert("L"), "TIFF"), np.asarray(image.convert("L").convert("RGB"))),
+        "BigTIFF": (encode(image, "TIFF", big_tiff=True), np.asarray(image)),
         "CMYK": (encode(image.convert("CMYK"), "TIFF"), np.asarray(image.convert("CMYK").convert("RGB"))),
         "16 bits": (encode(Image.fromarray(deep), "TIFF"), np.repeat(deep[..., None] >> 8, 3, 2)),
         "first page": (encode(image, "TIFF", save_all=True, append_images=[picture(rng)]), np.asarray(image)),
