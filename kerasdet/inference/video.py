@@ -22,6 +22,7 @@ SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".we
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
 _CLOCK = 90_000  # ticks per second in written videos; a multiple of all usual frame rates
 _FALLBACK_RATE = Fraction(25)
+_MAX_MISSING = (0.5, 0.01)  # seconds, and fraction of the stated length, that whole files may lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +157,15 @@ class VideoReader:
         Raises:
             UserError: If the video has no frames, or cannot be decoded to the end.
         """
-        index, start = 0, None
+        index, start, last, longest, is_whole = 0, None, 0.0, 0.0, True
+        self._end = 0.0
         try:
-            for picture in self._container.decode(self._stream):
+            for picture in self._pictures():
                 time = index / self.rate if picture.time is None else picture.time
                 start = time if start is None else start
-                image = np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
+                image = _upright(picture.to_ndarray(format="rgb24"), picture)
                 yield Frame(np.ascontiguousarray(image), index, time - start)
+                longest, last, is_whole = max(longest, time - start - last), time - start, not picture.is_corrupt
                 index += 1
         except self._av.FFmpegError as error:
             raise UserError(
@@ -172,6 +175,46 @@ class VideoReader:
             raise UserError(
                 f"The video {self.source} has no frames: expected at least one. Copy or record the video again."
             )
+        self._check_end(is_whole, longest)
+
+    def _pictures(self):
+        """Yields the decoded pictures, and keeps the time at which the packets of all streams end in `_end`."""
+        for packet in self._container.demux():
+            if packet.pts is not None:
+                self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index == self._stream.index:
+                yield from packet.decode()
+
+    def _check_end(self, is_whole, longest):
+        """Raises an error if a file ends early: cut files of MKV, AVI and TS can be read without an error.
+
+        Args:
+            is_whole: Whether the last picture was decoded without an error.
+            longest: Longest time between two pictures, in seconds; the last one may be shown as long.
+        """
+        if is_camera(self.source) or "://" in self.source:
+            return
+        stated = (self._container.duration or 0) / self._av.time_base
+        end = self._end  # not minus the time of the first picture, which MKV files include in their length
+        seconds, fraction = _MAX_MISSING
+        if stated - end > max(seconds, fraction * stated, 2 * longest):
+            reason = f"it ends after {end:.1f} of the {stated:.1f} seconds that its header states"
+        elif not is_whole:
+            reason = "its last frame is damaged"
+        else:
+            return
+        raise UserError(f"The video {self.source} is cut off: {reason}. Copy or record it again.")
+
+
+def _upright(image, picture):
+    """Turns and mirrors the image of a frame as the matrix in the video's metadata tells, like players do."""
+    matrix = picture.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    if abs(b) > abs(a):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 class VideoWriter:

@@ -81,7 +81,14 @@ def test_browsers_can_play_the_file(file):
 
 
 @pytest.mark.parametrize(
-    ("matrix", "corner"), [((0, 1, -1, 0), "right"), ((-1, 0, 0, -1), "bottom"), ((0, -1, 1, 0), "left")]
+    ("matrix", "corner"),
+    [
+        ((0, 1, -1, 0), "right"),
+        ((-1, 0, 0, -1), "bottom"),
+        ((0, -1, 1, 0), "left"),
+        ((-1, 0, 0, 1), "mirrored"),  # by a front camera
+        ((0, 1, 1, 0), "transposed"),
+    ],
 )
 def test_rotation_of_a_phones_video_is_applied(file, tmp_path, matrix, corner):
     """The red square is at the top left of the stored pictures; the header of the track says how to turn them."""
@@ -94,6 +101,7 @@ def test_rotation_of_a_phones_video_is_applied(file, tmp_path, matrix, corner):
         image = next(iter(reader)).image
     y, x = (values.mean() for values in np.nonzero(image[..., 0] > 180))
     upright = {"right": ((90, 62), 15, 42), "bottom": ((62, 90), 42, 75), "left": ((90, 62), 75, 20)}
+    upright |= {"mirrored": ((62, 90), 20, 75), "transposed": ((90, 62), 15, 20)}
     shape, expected_y, expected_x = upright[corner]
     assert image.shape[:2] == shape
     assert (y, x) == (pytest.approx(expected_y, abs=2), pytest.approx(expected_x, abs=2))
@@ -159,6 +167,34 @@ def test_damaged_video_yields_its_first_frames(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with VideoReader(str(path)) as reader:
         assert 0 < len(list(reader)) < whole == 10
+
+
+@pytest.mark.parametrize(
+    ("suffix", "reason"),
+    [
+        ("mkv", r"it ends after [12]\.\d of the 4\.0 seconds that its header states"),
+        ("ts", "its last frame is damaged"),
+    ],
+)
+def test_cut_video_that_can_be_read_yields_its_frames_and_raises(tmp_path, rng, suffix, reason):
+    path = tmp_path / f"cut.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(20):
+            noise = rng.integers(0, 256, (64, 96, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 20
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = []
+    with (
+        VideoReader(path) as reader,
+        pytest.raises(UserError, match=rf"cut\.{suffix} is cut off: {reason}\. Copy or rec"),
+    ):
+        found.extend(frame.index for frame in reader)
+    assert 0 < len(found) < 20
 
 
 def test_missing_package_raises(monkeypatch, file):
