@@ -111,6 +111,7 @@ def export_and_verify(
             "format saved_model or openvino."
         )
     images = read_images(verify_images)
+    _say_other_sizes(model.preprocessing, options.get("size"))
     write_options = {"precision": precision, "gin_config": gin_config, **options}
     if not serving:
         log.info("Writing %s ...", path)
@@ -122,6 +123,22 @@ def export_and_verify(
         except VerificationError as error:
             raise VerificationError(str(error).replace(str(partial), str(version))) from error
     return version, report.replace(str(partial), str(version))
+
+
+def _say_other_sizes(preprocessing, size):
+    """Logs a fixed input size that gives other resized images than the model's own rule."""
+    is_same = preprocessing.rounding == "square" or (
+        preprocessing.shortest == preprocessing.longest and tuple(size or ()) == (preprocessing.longest,) * 2
+    )
+    if size and not is_same:
+        log.info(
+            "The export resizes images to fit into %d x %d (height x width) and fills the rest. The model resizes the "
+            "shorter side to %d pixels, the longer one to at most %d, so its detections differ. --eval DATA (Python: "
+            "eval_data=) measures the AP of both.",
+            *size,
+            preprocessing.shortest,
+            preprocessing.longest,
+        )
 
 
 def _check_options(export_format, precision, options):

@@ -193,7 +193,7 @@ def pretrained(
     edges = {"shortest": shortest, "longest": longest}
     edges = {name: value for name, value in edges.items() if value not in (None, getattr(model.preprocessing, name))}
     if model.num_classes == num_classes and model.dtype_policy.name == policy.name and not edges:
-        model.pretrained_classes = classes
+        model.pretrained_path, model.pretrained_classes = str(path), classes
         return model
     config = _with_policy(keras.saving.serialize_keras_object(model)["config"], policy)
     if model.num_classes != num_classes:
@@ -203,7 +203,7 @@ def pretrained(
     for new, old in zip(tuned.variables, model.variables, strict=True):
         if new.shape == old.shape and (model.num_classes == num_classes or "/class_logits/" not in f"/{new.path}"):
             new.assign(old)
-    tuned.pretrained_classes = classes
+    tuned.pretrained_path, tuned.pretrained_classes = str(path), classes
     return tuned
 
 
@@ -254,6 +254,7 @@ def backbone_weights(model: keras.Model, path: str | Path) -> keras.Model:
         )
     for name, variable in ours.items():
         variable.assign(theirs[name])
+    model.pretrained_path = str(path)
     return model
 
 

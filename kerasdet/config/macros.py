@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,16 @@ def find_references() -> dict[Part, list[Part]]:
     return references
 
 
-def check_own_macros(text: str) -> None:
+def check_own_macros(text: str, used: Collection[str]) -> None:
     """Rejects macros that a file sets but nothing uses, because a misspelt macro would have no effect.
 
     Args:
         text: Contents of the file.
+        used: Names of the macros that are used.
 
     Raises:
         UserError: If a macro is never used.
     """
-    used = used_macros()
     for name in re.findall(r"^(\w+)\s*=", text, re.MULTILINE):
         if name not in used:
             raise UserError(f"the macro {name} is set but never used: correct its name, or delete the line.")

@@ -80,12 +80,13 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     override = None
     try:
         parsed = gin.parse_config_file(str(path))
-        if parsed.includes:
-            check_own_macros(text)
-            check_order(text, lambda name: read_text(find_included(name)), path)
         names = [override.partition("=")[0].strip() for override in overrides]
+        used = used_macros()
         if "DATA" in names and "DATA" not in used_macros():
-            _replace_data()
+            _replace_data(targets(text))
+        if parsed.includes:
+            check_own_macros(text, [*used, *used_macros()])
+            check_order(text, lambda name: read_text(find_included(name)), path)
         for override in overrides:
             gin.parse_config(_as_binding(override))
     except tokenize.TokenError as error:
@@ -108,9 +109,20 @@ def load(config: str | Path, overrides: Sequence[str] = (), defaults: Mapping[st
     _warn_of_unused(overrides, targets(text) if is_own else [], path)
 
 
-def _replace_data():
-    """Lets `dataset/folder.gin` replace the data of a recipe, whose own data then need not be set."""
+def _replace_data(own):
+    """Lets `dataset/folder.gin` replace the data of a recipe, whose own data then need not be set.
+
+    Args:
+        own: Names that the user's file or a recipe of kerasdet binds itself; its settings of bad images,
+            classes, splits and validation stay.
+    """
+    macros = ("ON_BAD_IMAGE", "CLASSES", "TRAIN_SPLIT", "EVAL_SPLIT")
+    kept = {f"%{name}": macro(name) for name in macros if name in own}
+    if "train.validation" in own and gin.query_parameter("train.validation") is None:
+        kept["train.validation"] = None
     gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
+    for name, value in kept.items():
+        gin.bind_parameter(name, value)
     for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
         if name in used_macros():
             gin.bind_parameter(f"%{name}", None)

@@ -43,6 +43,7 @@ CHANGES = {
     "similar_names": "class names that differ only in case",
     "renamed_images": "images renamed because another image has the same name",
     "undecodable_names": "images renamed because their names are not valid UTF-8",
+    "repeated_boxes": "boxes that occur more than once in an image",
     "repeated_files": "image files that several images share",
     "unnamed_categories": "categories without a name, named by their id",
     "grouping_categories": "categories left out because they have no objects and only group others",
@@ -57,7 +58,9 @@ CHANGES = {
     "empty_masks": "masks that cover no pixel left out, but not their boxes",
     "keypoints_outside_boxes": "objects whose keypoints lie outside their boxes",
     "contradicting_counts": "objects whose num_keypoints is wrong (the labelled keypoints were counted)",
+    "ignore_flags": "annotations with ignore=1, which are used like all others (crowds have iscrowd=1)",
     "unnamed_keypoints": "objects whose keypoints were dropped because their category defines none",
+    "unpaired_keypoints": "keypoints that flips do not exchange, because no names differ only in left and right",
     "skeletons_from_0": "skeletons whose keypoints are counted from 0",
     "bad_objects": "unreadable annotations left out",
 }
@@ -332,6 +335,8 @@ class _AnnotationReader:
         result = {**annotation, "image_id": image_id, "category_id": category_id}
         for key in ("iscrowd", "difficult"):
             result[key] = self._flag(annotation.get(key), key, name)
+        if as_flag(annotation.get("ignore")):
+            self.changes.note("ignore_flags", name(), 'has "ignore" 1')
         for key in _GROUP_OF:
             if key in annotation:
                 value = annotation[key]  # true and false are usual, so they do not count as converted

@@ -36,7 +36,7 @@ NOTES = {
     "outside_boxes": "boxes outside their image dropped",
     "objects_without_mask": "objects without a mask dropped",
     "difficult_boxes": "difficult boxes",
-    "repeated_boxes": "boxes that occur more than once in an image",
+    "repeated_boxes": CHANGES["repeated_boxes"],
     "duplicate_annotation_ids": "duplicate annotation ids",
 }
 
@@ -145,7 +145,11 @@ class Dataset:
         self.class_names = tuple(category["name"] for category in contents.categories)
         self.keypoint_names, self.skeleton = _keypoint_names(contents, source) if keypoints else ((), ())
         self.keypoint_flip = keypoint_ops.flip_order(self.keypoint_names)
-
+        if len(self.keypoint_names) > 1 and self.keypoint_flip == tuple(range(len(self.keypoint_names))):
+            for name in self.keypoint_names:
+                contents.changes.note(
+                    "unpaired_keypoints", f"the keypoint {name}", "has no counterpart on the other side"
+                )
         files = check_files(
             paths := find_paths(folder, _file_names(contents.images, source), contents.changes),
             content_of := [image.get("content") for image in contents.images],

@@ -1,5 +1,6 @@
 """Finds the image files that annotations name, and reads text files and image sizes."""
 
+import logging
 import os
 import re
 import unicodedata
@@ -16,6 +17,8 @@ from kerasdet.data.images import SUFFIXES
 from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes
 from kerasdet.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
@@ -35,7 +38,9 @@ REPAIRS = {
     "joined_shapes": "objects joined from several shapes with the same group_id",
     "default_groups": "files in which all shapes have group_id 0, read as no group",
     "mapped_options": "class numbers of VIA options replaced by the names of the options",
+    "other_attributes": "VIA files with further attributes, which are no classes",
     "contradicting_names": "annotation files that name another image than the one with their stem, which was used",
+    "other_outlines": "polygons and rotated boxes of VOC files left out, but not the boxes beside them",
     "swapped_corners": "boxes whose corners were swapped",
     "shared_labels": "label files that several images share",
     "no_labels": "splits without any label file",
@@ -61,6 +66,23 @@ def read_text(path: Path) -> str:
         return content.decode("latin-1")
 
 
+def warn_of_encoding(path: Path) -> None:
+    """Warns if `read_text` has to guess the encoding of a file of class names.
+
+    Args:
+        path: Path of the file.
+    """
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        log.warning(
+            "%s is not UTF-8 and was read as Latin-1: if names of classes look wrong, save the file as UTF-8.", path
+        )
+
+
 def is_image(path: Path) -> bool:
     """Tells by its suffix whether a file is an image.
 
@@ -84,7 +106,25 @@ def images_in(folder: Path) -> list[Path]:
     Returns:
         Paths of the images, sorted.
     """
-    return sorted(path for path in folder.rglob("*") if is_image(path) and "__MACOSX" not in path.parts)
+    return [path for path in visible(folder) if is_image(path)]
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """Lists what a folder and its subfolders hold, without hidden files and folders, such as `.ipynb_checkpoints`.
+
+    Args:
+        folder: Path of the folder, which itself may be hidden.
+        pattern: Glob of the names.
+
+    Returns:
+        Paths of files and folders, sorted.
+    """
+    start = len(folder.parts)
+    return sorted(
+        path
+        for path in folder.rglob(pattern)
+        if not any(part.startswith(".") or part == "__MACOSX" for part in path.parts[start:])
+    )
 
 
 def upright_size(path: str | Path) -> tuple[int, int] | None:

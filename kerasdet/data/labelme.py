@@ -64,7 +64,9 @@ def listed_labels(folder: Path) -> list[str]:
         UserError: If the file does not hold one class name per line.
     """
     path = folder / "labels.txt"
-    lines = [line.strip() for line in read_text(path).splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    lines = [line.strip() for line in read_text(path).splitlines()]
     names = [line for line in lines if line and line not in _NOT_CLASSES]
     check_class_list(names, path)
     return names

@@ -16,7 +16,7 @@ from kerasdet.data.classes import Classes, select_classes
 from kerasdet.data.coco_exports import find_coco, json_kind
 from kerasdet.data.dataset import Dataset
 from kerasdet.data.examples import read_examples
-from kerasdet.data.files import images_in, is_image, read_text
+from kerasdet.data.files import images_in, is_image, read_text, visible
 from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
 from kerasdet.data.unknown import explain_unknown
@@ -126,7 +126,7 @@ def _read_yolo(data, file, key, names, changes):
         if other != names:
             changes.note("other_class_lists", str(path), f"has other classes, or another order, than {file.name}")
     images = yolo.split_images(data, file, key, changes)
-    return yolo.read_yolo(images, names, changes, yolo.keypoint_shape(data, file))
+    return yolo.read_yolo(images, names, changes, yolo.keypoint_shape(data, file), yolo.keypoint_names(data, file))
 
 
 def _find_yolo_folder(path):
@@ -146,7 +146,7 @@ def _find_json(path, kind):
     """Returns the JSON files of a kind in a folder; none if the first few files are of other kinds."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".json" and json_kind(path) == kind else []
-    files = sorted(file for file in path.rglob("*.json") if not file.name.startswith("."))
+    files = visible(path, "*.json")
     if not any(_is_kind(file, kind) for file in files[:_SAMPLE]):
         return []
     return [file for file in files if _is_kind(file, kind)]
@@ -193,14 +193,14 @@ def _find_via(path):
 def _find_tfrecord(path):
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and tfrecord.is_tfrecord(file)]
+        files = [file for file in visible(path) if file.is_file() and tfrecord.is_tfrecord(file)]
     else:
         files = [file for file in tfrecord.shards(path) if tfrecord.is_tfrecord(file)]
     groups: dict[str, list[Path]] = {}
     for file in files:
         folders = reversed(file.relative_to(folder).parts[:-1])
         groups.setdefault(split_of(tfrecord.stem_of(file), *folders, folder.name), []).append(file)
-    maps = sorted(folder.rglob("*.pbtxt"))
+    maps = visible(folder, "*.pbtxt")
     maps = [file for file in maps if "item" in read_text(file)]
 
     def read(files, changes):
@@ -408,8 +408,8 @@ def open_dataset(
         keep_images_without_objects=keep_images_without_objects,
         on_bad_image=on_bad_image,
         on_bad_object=on_bad_object,
-        masks=_all_have(data["annotations"], "segmentation") if masks is None else masks,
-        keypoints=_any_has(data["categories"], "keypoints") if keypoints is None else keypoints,
+        masks=_all_have(data.get("annotations") or (), "segmentation") if masks is None else masks,
+        keypoints=_any_has(data.get("categories") or (), "keypoints") if keypoints is None else keypoints,
         extra_annotation_keys=extra_annotation_keys,
         strict=strict,
         max_pixels=max_pixels,

@@ -220,11 +220,14 @@ def _records(path):
         for content in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             yield offset, content
             offset += len(content) + _FRAME
+        is_whole = offset - _HEADER == path.stat().st_size  # TensorFlow takes a cut header for the end of the file
     except tf.errors.DataLossError:
+        is_whole = False
+    if not is_whole:
         raise UserError(
             f"{path} is damaged or truncated at byte {offset - _HEADER}, or is not a TFRecord file. Copy or write it "
             "again."
-        ) from None
+        )
 
 
 def _features(content, where):

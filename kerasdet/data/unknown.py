@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kerasdet.data import yolo
 from kerasdet.data.coco_exports import json_kind
-from kerasdet.data.files import is_image, read_text
+from kerasdet.data.files import is_image, read_text, visible
 from kerasdet.errors import UserError
 
 _FORMATS = "COCO, Pascal VOC, YOLO, LabelMe, VIA or TFRecord"
@@ -47,18 +47,18 @@ def _explain_folder(path, expected):
     suffixes = Counter(file.suffix.lower() or "files without a suffix" for file in path.rglob("*") if file.is_file())
     if not suffixes:
         return f"The folder {path} is empty; {expected}. Check the path."
-    visible = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    if yamls := [file for file in visible if file.parent == path and _describes_yolo(file)]:
+    files = [file for file in visible(path) if file.is_file()]
+    if yamls := [file for file in files if file.parent == path and _describes_yolo(file)]:
         return _fault_of_yaml(min(yamls, key=lambda file: file.stem != "data"))
-    for file in [file for file in visible if file.suffix.lower() == ".json"][:_SAMPLE]:
+    for file in [file for file in files if file.suffix.lower() == ".json"][:_SAMPLE]:
         if fault := _fault_of_json(file, expected):
             return fault
     holds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
     if all(is_image(Path(f"x{suffix}")) for suffix in suffixes):
         advice = "Put the annotations into the folder, or give the folder above it."
-    elif any(_looks_like_labels(file) for file in path.rglob("*.txt")):
+    elif any(_looks_like_labels(file) for file in visible(path, "*.txt")):
         advice = 'These look like YOLO labels without a class list: add a data.yaml with "names" and "train".'
-    elif any("<annotations" in read_text(file)[:500] for file in path.rglob("*.xml")):
+    elif any("<annotations" in read_text(file)[:500] for file in visible(path, "*.xml")):
         advice = "This is CVAT's own XML: export the task as COCO 1.0."
     elif ".csv" in suffixes:
         advice = "Export the CSV again as COCO, VOC or YOLO."

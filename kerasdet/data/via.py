@@ -85,7 +85,7 @@ def _read_file(data, path, changes):
         image_entry(i, image, size)
         for i, (image, size) in enumerate(zip(images, upright_sizes(images), strict=True), 1)
     ]
-    key = _class_key(items, path)
+    key = _class_key(items, path, changes)
     options = _options(data, key)
     annotations = []
     for entry, item in zip(entries, items, strict=True):
@@ -104,7 +104,7 @@ def _read_file(data, path, changes):
     return entries, annotations
 
 
-def _class_key(items, path):
+def _class_key(items, path, changes):
     """Returns the name of the attribute that holds the class, or None if no region has attributes."""
     regions = [
         r
@@ -115,6 +115,8 @@ def _class_key(items, path):
     known = [own for key in _CLASS_KEYS for own in keys if own.strip().lower() == key]
     first = [own for own in known if own.strip().lower() == known[0].strip().lower()] or keys
     if len(first) < 2:
+        if others := [key for key in keys if key not in first]:
+            changes.note("other_attributes", str(path), f"has the classes in {first[0]}; {', '.join(others)} left out")
         return next(iter(first), None)
     raise UserError(
         f"{path}: regions have the attributes {', '.join(first)}; expected one of {', '.join(_CLASS_KEYS)} for the "

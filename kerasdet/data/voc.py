@@ -251,6 +251,8 @@ def _object(item, class_of, where, changes):
     if x1 > x2 or y1 > y2:
         changes.add("swapped_corners", where, f"has the corners x {x1:g} to {x2:g}, y {y1:g} to {y2:g}")
         x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
+    if other:
+        changes.note("other_outlines", where, f"has a {_OTHER_OUTLINES[other]} (<{other}>) beside its box")
     return {
         "category_id": class_of[name],
         "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],

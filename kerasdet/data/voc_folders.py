@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from kerasdet.data.classes import check_class_list
-from kerasdet.data.files import ImageFinder, image_entry, is_image, read_text
+from kerasdet.data.files import ImageFinder, image_entry, is_image, read_text, visible
 from kerasdet.data.images import SUFFIXES
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
 from kerasdet.data.voc import check_units, listed_name, read_xml
@@ -45,7 +45,7 @@ def find_voc(path: Path) -> dict[str, Reader]:
                 files = _listed(file, root)
                 known = listed.setdefault(_split_name(name), [])
                 known += files if part == name else [each for each in files if each not in {*known}]
-    loose = [] if listed else [file for file in sorted(path.rglob("*.xml")) if _is_annotation(file)]
+    loose = [] if listed else [file for file in visible(path, "*.xml") if _is_annotation(file)]
     groups = listed or by_split(loose, path)
     every = [file for files in groups.values() for file in files]
     names = functools.cache(lambda: class_names(dict.fromkeys(every), path))
@@ -66,7 +66,7 @@ def _listed(file, root):
 
 def _is_annotation(file):
     """Returns whether an XML file annotates one image: `<annotation>`; CVAT's own XML has `<annotations>`."""
-    head = read_text(file)[:2000] if not file.name.startswith(".") else ""
+    head = read_text(file)[:2000]
     return "<annotation>" in head or "<annotation " in head
 
 

@@ -1,5 +1,6 @@
 """Writes datasets as YOLO: `data.yaml`, `images/SPLIT/` and `labels/SPLIT/`."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,26 +11,31 @@ import yaml
 from kerasdet.data.portable import Part
 from kerasdet.data.progress import progress
 from kerasdet.data.regions import join_polygons, mask_of, polygons_of
+from kerasdet.geometry.keypoints import flip_order
+
+log = logging.getLogger(__name__)
 
 
 def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
     """Writes splits with YOLO's label files. Class ids are 0..K-1 in the order of the categories.
 
-    Objects with masks become polygons. If a dataset has masks, objects without a mask become rectangles. The parts of a
-    mask are joined by bridges of zero width, and holes are lost. Datasets with keypoints get boxes and keypoints,
-    and no polygons.
+    Objects with masks become polygons. If a dataset has masks, objects without a mask become rectangles, because
+    Ultralytics ignores the polygons of a dataset with boxes. The parts of a mask are joined by bridges of zero width,
+    and holes are lost. Datasets with keypoints get boxes and keypoints, and no polygons.
 
     Args:
         parts: Splits of the dataset.
         folder: Empty folder to write to.
 
     Returns:
-        Counts of values that the format cannot store, by name: "crowds", "difficult flags" and "masks".
+        Counts of values that the format cannot store, by name, such as "crowds" and "masks".
     """
     lost: Counter[str] = Counter()
     annotations = [each for part in parts for item in part.items for each in item.annotations]
-    joints = max(len(category.get("keypoints") or ()) for category in parts[0].categories)
+    joint_names = max((category.get("keypoints") or () for category in parts[0].categories), key=len)
+    joints = len(joint_names)
     polygons = not joints and any(each.get("segmentation") for each in annotations)
+    without_mask = 0
     for part in parts:
         class_of = {category["id"]: class_id for class_id, category in enumerate(part.categories)}
         images, labels = folder / "images" / part.name, folder / "labels" / part.name
@@ -45,15 +51,23 @@ def write(parts: Sequence[Part], folder: Path) -> Counter[str]:
                     continue
                 lost["difficult flags"] += bool(annotation.get("difficult"))
                 lost["masks"] += bool(annotation.get("segmentation")) and not polygons
+                without_mask += polygons and not annotation.get("segmentation")
                 values = _polygon(annotation, *size) if polygons else _box(annotation["bbox"], *size)
                 values += _keypoints(annotation.get("keypoints"), joints, *size)
                 rows.append(" ".join([str(class_of[annotation["category_id"]]), *map(_number, values)]))
             (labels / item.name).with_suffix(".txt").write_text("".join(f"{row}\n" for row in rows))
     names = {class_id: category["name"] for class_id, category in enumerate(parts[0].categories)}
-    shape = {"kpt_shape": [joints, 3]} if joints else {}
+    shape = {"kpt_shape": [joints, 3], "flip_idx": list(flip_order(joint_names))} if joints else {}
     data = {**{part.name: f"images/{part.name}" for part in parts}, **shape, "names": names}
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
+    if without_mask:
+        log.warning(
+            "%s: %d objects without a mask, beside others with one, are written as rectangles: training masks on this "
+            "dataset takes the rectangles for masks.",
+            folder,
+            without_mask,
+        )
     return lost
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from kerasdet.data.classes import check_class_list
-from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes
+from kerasdet.data.files import image_entry, images_in, is_image, read_text, upright_sizes, warn_of_encoding
 from kerasdet.data.regions import box_of_polygons
 from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.data.values import Changes, as_int, as_list
@@ -35,6 +35,7 @@ def read_yaml(path: Path) -> dict:
     """
     try:
         text = read_text(path)
+        warn_of_encoding(path)
         if twice := _repeated_key(yaml.compose(text, yaml.BaseLoader)):
             raise UserError(f"{path} has the key {twice!r} twice; expected each key once. Remove or rename a key.")
         data = yaml.safe_load(text)
@@ -146,7 +147,7 @@ def split_keys(data: Mapping[str, Any], path: Path) -> dict[str, str]:
 def _is_image_folder(key, value, root):
     if key == "path" or not isinstance(key, str) or not isinstance(value, str) or not value:
         return False
-    return any(map(is_image, (root / value).rglob("*"))) if (root / value).is_dir() else False
+    return bool(images_in(root / value)) if (root / value).is_dir() else False
 
 
 def split_images(data: Mapping[str, Any], path: Path, key: str, changes: Changes) -> list[Path]:
@@ -272,8 +273,42 @@ def keypoint_shape(data: Mapping, file: Path) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def keypoint_names(data: Mapping, file: Path) -> list[str]:
+    """Names the keypoints of a `data.yaml`, so that `flip_order` finds the pairs of its `flip_idx`.
+
+    Args:
+        data: Result of `read_yaml`.
+        file: Path of the file, for error messages.
+
+    Returns:
+        A name for each keypoint, such as "keypoint_1", "left_keypoint_2" and "right_keypoint_2".
+
+    Raises:
+        UserError: If `flip_idx` does not exchange pairs of keypoints.
+    """
+    count = sum(keypoint_shape(data, file)[:1])
+    names = [f"keypoint_{number}" for number in range(1, count + 1)]
+    flip = data.get("flip_idx")
+    if not count or flip is None:
+        return names
+    order = [as_int(number) for number in as_list(flip) or ()]
+    if sorted(order, key=str) != sorted(range(count), key=str) or any(order[j] != i for i, j in enumerate(order)):
+        raise UserError(
+            f"{file}: flip_idx is {str(flip)[:80]}; expected the index of the keypoint on the other side, from 0, for "
+            f"each of the {count} keypoints, such as [0, 2, 1]. Correct flip_idx."
+        )
+    for i, j in enumerate(order):
+        if i < j:
+            names[i], names[j] = f"left_{names[i]}", f"right_{names[i]}"
+    return names
+
+
 def read_yolo(
-    images: Sequence[Path], names: Mapping[int, str], changes: Changes, keypoint_shape: Sequence[int] = ()
+    images: Sequence[Path],
+    names: Mapping[int, str],
+    changes: Changes,
+    keypoint_shape: Sequence[int] = (),
+    keypoint_names: Sequence[str] = (),
 ) -> dict:
     """Reads the label files of images. An image without a label file, or with an empty one, has no objects.
 
@@ -285,6 +320,7 @@ def read_yolo(
         names: Maps class ids to class names.
         changes: Counts the values that had to be converted or repaired.
         keypoint_shape: Result of `keypoint_shape`: the number of keypoints and of values per keypoint; () for none.
+        keypoint_names: Result of `keypoint_names`.
 
     Returns:
         Dict of the lists `images`, `annotations` and `categories`, in the form of a COCO file. The ids of the
@@ -296,7 +332,7 @@ def read_yolo(
     categories = [{"id": class_id, "name": name} for class_id, name in sorted(names.items())]
     if keypoint_shape:
         for category in categories:
-            category["keypoints"] = [f"keypoint_{number}" for number in range(1, keypoint_shape[0] + 1)]
+            category["keypoints"] = list(keypoint_names)
     entries, annotations, used = [], [], set()
     image_folders = defaultdict(set)  # folders of the images, by folder of their labels
     for image_id, (image, size) in enumerate(zip(images, upright_sizes(images), strict=True), 1):

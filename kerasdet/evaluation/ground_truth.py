@@ -96,6 +96,8 @@ def read_for(content: Any, name: str, iou_types: Sequence[str], log: bool = True
     contents = read_contents(content, name, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
     without_mask = [a for a in contents.annotations if "segm" in iou_types and a["segmentation"] is None]
     if log:
+        if not isinstance(content, GroundTruth):  # that of a dataset, which has counted them
+            _count_repeats(contents)
         log_changes(contents.changes)
     if log and without_mask:
         _logger.warning(
@@ -106,6 +108,27 @@ def read_for(content: Any, name: str, iou_types: Sequence[str], log: bool = True
             name_of(without_mask[0]),
         )
     return contents
+
+
+def _count_repeats(contents):
+    """Counts boxes and image files that occur more than once; detections of one copy are wrong for the other."""
+    places = [(a["image_id"], a["category_id"], tuple(a["bbox"])) for a in contents.annotations]
+    for place, annotation in zip(_repeated(places), contents.annotations, strict=True):
+        if place:
+            contents.changes.note("repeated_boxes", name_of(annotation), "has the image, class and box of another one")
+    names = [image.get("file_name") for image in contents.images]
+    for name, repeated in zip(names, _repeated(names), strict=True):
+        if name and repeated:
+            contents.changes.note("repeated_files", f"image {name}", "is in the dataset more than once")
+
+
+def _repeated(values):
+    """Returns for each value whether it occurred before."""
+    known, repeated = set(), []
+    for value in values:
+        repeated.append(value in known)
+        known.add(value)
+    return repeated
 
 
 def types_in(truth: Any, iou_types: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ a keypoint in pixel (i, j) of COCO has the coordinates (i + 0.5, j + 0.5). Visib
 (y and x are 0), 1 for labelled but hidden, 2 for visible.
 """
 
+import re
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -20,6 +21,9 @@ PERSON_SKELETON = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
     (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
+_WORDS = re.compile(
+    "[A-Z](?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]+"
+)  # words of a name such as "LeftEye" and "LEye"
 _CUBIC = -0.75  # PyTorch's bicubic coefficient; tf.image.resize has -0.5, so it cannot be used
 
 
@@ -27,7 +31,8 @@ def flip_order(names: Sequence[str]) -> tuple[int, ...]:
     """Computes the order of keypoints after a flip, which swaps pairs such as ``left_eye`` and ``right_eye``.
 
     Args:
-        names: Names of the J keypoints; "left" or "right" in a name tells the side of the keypoint.
+        names: Names of the J keypoints; "left" and "right" or the letters L and R tell the sides of a pair, as in
+            "LeftEye", "eye_l" and "LEye".
 
     Returns:
         J indices, for the argument `order` of `flip_left_right`. A keypoint without a counterpart keeps its index.
@@ -36,16 +41,16 @@ def flip_order(names: Sequence[str]) -> tuple[int, ...]:
         >>> flip_order(["nose", "left_eye", "right_eye"])
         (0, 2, 1)
     """
-    index = {name: i for i, name in enumerate(names)}
-    sides = {"left": "right", "right": "left"}
+    words = [tuple(word.lower() for word in _WORDS.findall(name)) for name in names]
+    index = {each: i for i, each in enumerate(words)}
+    order = [index.get(tuple(map(_other_side, each)), i) for i, each in enumerate(words)]
+    return tuple(j if order[j] == i else i for i, j in enumerate(order))
 
-    def opposite(name):
-        for side, other in sides.items():
-            if side in name:
-                return name.replace(side, other)
-        return name
 
-    return tuple(index.get(opposite(name), i) for i, name in enumerate(names))
+def _other_side(word):
+    if word in ("l", "r"):
+        return "r" if word == "l" else "l"
+    return word.replace("left", "right") if "left" in word else word.replace("right", "left")
 
 
 def scale(keypoints: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

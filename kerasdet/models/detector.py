@@ -43,6 +43,7 @@ class Detector(Predictor, Trainer):
 
     _num_classes: int | None = None
     branches: Sequence[keras.layers.Layer] = ()
+    pretrained_path = None  # path or name of the model from which the weights come, a string
     pretrained_classes = None  # `training.class_weights.ClassWeights` of the detector that this one is fine-tuned from
     has_background = False  # whether the last class logit is that of the background
     single_stage = False  # whether the model has no second stage, a head that runs on selected proposals

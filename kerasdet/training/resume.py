@@ -130,7 +130,7 @@ def restore(model: keras.Model, folder: Path, settings: Mapping | None = None) -
     if not saved:
         return Progress(0, 0)
     path = saved[-1]
-    elsewhere = f"use another OUT_DIR (Python: out_dir=), or delete the folder {folder}."
+    elsewhere = "use another OUT_DIR (Python: out_dir=)."
     state = _read_undamaged(path)
     if differences := _differences(state, _kind(model.optimizer)):
         raise UserError(

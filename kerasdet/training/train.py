@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from kerasdet.training.resume import checkpoints, restore, settings_of_parts
 from kerasdet.training.validation import Validator, settings_of_validation
 
 log = logging.getLogger(__name__)
+_BEST = "best.keras"
+_PRETRAINED = "pretrained path"  # name of a setting in checkpoints
 _IGNORED_STEPS = "ignored steps"  # name of a setting in checkpoints: argument of `Validator`
 
 
@@ -141,6 +144,11 @@ def train(
         log_every=log_every,
     )
     if not checkpoints(out_dir / "checkpoints"):
+        if (out_dir / _BEST).exists():
+            raise UserError(
+                f"{out_dir} holds {_BEST} of an earlier run, but no checkpoint to resume it: a new run would replace "
+                f"{_BEST}. Use another OUT_DIR (Python: out_dir=), or move or delete {_BEST}."
+            )
         # a resumed run has passed this check before, and its weights are not random
         check_frozen_layers(model, freeze)
         if model.pretrained_classes is not None:
@@ -163,6 +171,8 @@ def train(
         settings |= {**evaluations, **settings_of_parts(transforms, sampler)}
         progress = restore(model, out_dir / "checkpoints", settings)
         completed_steps = progress.steps
+        settings[_PRETRAINED] = progress.settings.get(_PRETRAINED, model.pretrained_path)
+        _warn_of_other_weights(out_dir, settings[_PRETRAINED], model.pretrained_path)
         shared = {"data": data, "steps": steps, "batch_size": batch_size, "log_every": log_every, "seed": seed}
         options = {"validation": validation, "checkpointing": checkpointing, "step_options": step_options}
         options["sampler"] = sampler
@@ -171,7 +181,7 @@ def train(
         validator = None
         if validation is not None:
             settings[_IGNORED_STEPS] = ignored_steps = _ignored_steps(progress, evaluations, run_log)
-            best = out_dir / "best.keras" if rank == 0 else None
+            best = out_dir / _BEST if rank == 0 else None
             validator = Validator(model, validation, run_log, best, ignored_steps)
         is_finished = _is_finished(out_dir, completed_steps, steps, validator, progress.changes)
         if validator is not None and settings[_IGNORED_STEPS] > progress.settings.get(_IGNORED_STEPS, 0):
@@ -243,6 +253,24 @@ def _take_names(model, data):
         model.class_names = tuple(data.class_names)
     for branch in model.branches:
         branch.learn_names(data)
+
+
+def _warn_of_other_weights(out_dir, before, now):
+    """Warns if a resumed run names another model to start from; both are paths, or None for random weights."""
+    before, now = (
+        f"the weights of {os.path.realpath(expand(path)) if expand(path).exists() else path}"
+        if path
+        else "random weights"
+        for path in (before, now)
+    )
+    if before != now:
+        log.warning(
+            "The run in %s began with %s and resumes from its own checkpoint: %s (gin: CHECKPOINT) are not used. To "
+            "begin with them, choose another OUT_DIR (Python: out_dir=).",
+            out_dir,
+            before,
+            now,
+        )
 
 
 def _ignored_steps(progress, evaluations, run_log):

@@ -2,6 +2,7 @@ import io
 import os
 import signal
 
+import gin
 import pytest
 import tiny
 from foreign_data import coco, picture, write_json, write_text
@@ -95,6 +96,16 @@ def test_data_keeps_what_the_user_sets(yolo):
     assert data.class_names == ("fox",) and "/train/" in data.records[0].path
     config.load("retinanet_r18_fpn_bccd", [f"DATA={yolo}", "CLASSES=('fox', 'cat')"])
     assert config.macro("NUM_CLASSES") == 2
+
+
+def test_data_keeps_validation_and_bad_images_of_the_users_file(yolo, tmp_path):
+    recipe = tmp_path / "mine.gin"
+    write_text(recipe, "include 'retinanet_r18_fpn_bccd.gin'\ntrain.validation = None\nON_BAD_IMAGE = 'skip'\n")
+    with recipe.open("a") as file:
+        file.write("TRAIN_ANNOTATIONS = 'a.json'\nCLASSES = ('fox',)\n")
+    config.load(recipe, [f"DATA={yolo}"])
+    assert config.macro("ON_BAD_IMAGE") == "skip" and config.macro("NUM_CLASSES") == 1
+    assert gin.query_parameter("train.validation") is None
 
 
 def test_masks_of_a_recipe_are_read(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,7 @@ def test_keypoints_survive(tmp_path, to):
     counts = convert(source, tmp_path / "target", to)
     assert_same(tmp_path / "target", source, keypoints=True)
     assert counts["lost"] == ({"masks": 8} if to == "yolo" else {})
+    assert open_dataset(tmp_path / "target", "val", keypoints=True).keypoint_flip == (1, 0)
     if to == "coco":
         assert json.loads((tmp_path / "target/val.json").read_text())["categories"][0]["skeleton"] == [[1, 2]]
 
@@ -83,6 +85,15 @@ def test_run_lengths_survive(tmp_path, to):
     source = make(tmp_path / "source", with_rle)
     convert(source, tmp_path / "target", to)
     assert_same(tmp_path / "target", source, masks=True)
+
+
+def test_objects_without_a_mask_beside_others_are_counted_for_yolo(tmp_path, caplog):
+    def with_a_box(data):
+        data["annotations"][0]["segmentation"] = []
+        return data
+
+    convert(make(tmp_path / "source", with_a_box), tmp_path / "target", "yolo")
+    assert "target: 2 objects without a mask, beside others with one, are written as rectangles" in caplog.text
 
 
 @pytest.mark.parametrize("to", sorted(WRITERS))
@@ -289,6 +300,22 @@ def test_bad_masks_raise_the_same_error_in_check_convert_and_split(tmp_path, fau
     assert re.search(expected, str(check(source)))
 
 
+def test_file_without_categories_is_an_error_of_check(tmp_path):
+    picture(tmp_path / "images/a.png", 0)
+    images = [{"id": 1, "file_name": "a.png"}]
+    path = write_json(tmp_path / "captions.json", {"images": images, "annotations": [{"id": 1, "image_id": 1}]})
+    assert 'has no "categories"; expected a COCO dataset' in str(check(path))
+
+
+def test_ignored_annotations_are_counted(tmp_path):
+    def with_a_flag(data):
+        data["annotations"][0]["ignore"] = 1
+        return data
+
+    counts = convert(make(tmp_path / "source", with_a_flag), tmp_path / "target", "coco")
+    assert counts["train"]["ignore_flags"] == 1
+
+
 def test_masks_that_cover_no_pixel_are_left_out_and_counted(tmp_path, caplog):
     caplog.set_level("INFO", "kerasdet")
 
@@ -323,6 +350,17 @@ def test_names_that_are_not_utf8_are_replaced(tmp_path, to):
     assert fingerprint(data).startswith("2 images of 1 classes")
     if to == "coco":
         next(iter(training_batches(data, 2)))
+
+
+@pytest.mark.parametrize(("to", "file", "count"), [("yolo", "images/train/a.png", 3), ("voc", "Annotations/a.xml", 6)])
+def test_hidden_folders_are_left_out(tmp_path, to, file, count):
+    convert(make(tmp_path / "source"), tmp_path / "target", to)
+    shutil.rmtree(tmp_path / "target/ImageSets", ignore_errors=True)
+    copied = tmp_path / "target" / file
+    copy = copied.parent / ".ipynb_checkpoints" / f"a-checkpoint{copied.suffix}"
+    copy.parent.mkdir()
+    shutil.copy(copied, copy)
+    assert len(open_dataset(tmp_path / "target", "train" if to == "yolo" else None).records) == count
 
 
 def test_renamed_images_are_counted(tmp_path):

@@ -174,6 +174,9 @@ def test_damaged_and_compressed_files_are_named(tmp_path):
     path.write_bytes(content[:-100])
     with pytest.raises(UserError, match=rf"a\.tfrecord is damaged or truncated at byte {len(content) // 2}"):
         open_dataset(tmp_path)
+    path.write_bytes(content[: len(content) // 2 + 8])  # inside the header of the second record
+    with pytest.raises(UserError, match=rf"a\.tfrecord is damaged or truncated at byte {len(content) // 2}"):
+        open_dataset(tmp_path)
     path.write_bytes(gzip.compress(content))
     with pytest.raises(UserError, match="compressed with gzip"):
         open_dataset(tmp_path)

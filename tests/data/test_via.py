@@ -67,6 +67,14 @@ def test_numbers_of_options_become_their_names(tmp_path):
     assert dataset.counts["mapped_options"] == 2
 
 
+def test_attributes_beside_the_class_are_counted(tmp_path, caplog):
+    picture(tmp_path / "a.png", 0)
+    write_json(tmp_path / "via.json", {"a": entry(region(RECT, name="Tom", species="cat"))})
+    with caplog.at_level("INFO", "kerasdet"):
+        assert open_dataset(tmp_path).counts["other_attributes"] == 1
+    assert "via.json has the classes in name; species left out)" in caplog.text
+
+
 def test_two_attributes_of_one_name_raise(tmp_path):
     picture(tmp_path / "a.png", 0)
     path = write_json(tmp_path / "via.json", {"a": entry(region(RECT, Class="x"), region(RECT, **{"class": "y"}))})

@@ -164,9 +164,12 @@ def test_lists_with_suffixes_and_objects_without_a_name(tmp_path):
 @pytest.mark.parametrize(("tag", "kind"), [("polygon", "polygon"), ("robndbox", "rotated box")])
 def test_outlines_without_a_box_are_named(tmp_path, tag, kind):
     write(tmp_path / "a.xml", tmp_path / "a.png", "dog")
-    write_text(tmp_path / "a.xml", (tmp_path / "a.xml").read_text().replace("bndbox", tag))
+    text = (tmp_path / "a.xml").read_text()
+    write_text(tmp_path / "a.xml", text.replace("bndbox", tag))
     with pytest.raises(UserError, match=rf"object 1 has a {kind} \(<{tag}>\) and no <bndbox>; expected an upright box"):
         open_dataset(tmp_path)
+    write_text(tmp_path / "a.xml", text.replace("</bndbox>", f"</bndbox><{tag}><x1>3</x1></{tag}>"))
+    assert open_dataset(tmp_path).counts["other_outlines"] == 1
 
 
 def test_empty_list_names_its_split(tmp_path):

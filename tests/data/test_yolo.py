@@ -128,6 +128,13 @@ def test_folder_without_yaml_needs_a_class_list(tmp_path):
     assert dataset.records[0].class_ids.tolist() == [1]
 
 
+def test_class_list_in_another_encoding_warns(tmp_path, caplog):
+    make(tmp_path, ["0 0.5 0.5 0.5 0.5"], yaml="train: images/train\nnames: [cat]\n")
+    (tmp_path / "data.yaml").write_bytes("train: images/train\nnames: [猫, 狗]\n".encode("gbk"))
+    open_dataset(tmp_path)
+    assert f"{tmp_path}/data.yaml is not UTF-8 and was read as Latin-1: if names of classes look wrong" in caplog.text
+
+
 def test_keypoints_follow_kpt_shape(tmp_path):
     make(
         tmp_path,
@@ -136,6 +143,21 @@ def test_keypoints_follow_kpt_shape(tmp_path):
     )
     record = open_dataset(tmp_path, keypoints=True).records[0]
     np.testing.assert_allclose(record.keypoints, [[[12.5, 32.5, 2], [0, 0, 0]]])
+
+
+def test_flips_follow_flip_idx(tmp_path):
+    yaml = "train: images/train\nkpt_shape: [3, 2]\nnames: [cat]\nflip_idx: "
+    for text, order in (("[0, 2, 1]", (0, 2, 1)), ("[0, 1, 2]", (0, 1, 2))):
+        make(tmp_path, ["0 0.5 0.5 0.5 0.5 0.5 0.25 0.5 0.5 0.5 0.75"], yaml=yaml + text)
+        data = open_dataset(tmp_path, keypoints=True)
+        assert data.keypoint_flip == order
+        assert data.counts.get("unpaired_keypoints", 0) == (3 if order == (0, 1, 2) else 0)
+    for text in ("[1, 2, 0]", "[0, 2]", "[0, 0, 0]", "yes"):
+        write_text(tmp_path / "data.yaml", yaml + text)
+        with pytest.raises(
+            UserError, match=r"flip_idx is .* expected the index of the keypoint on the other side, from 0"
+        ):
+            open_dataset(tmp_path, keypoints=True)
 
 
 @pytest.mark.parametrize(

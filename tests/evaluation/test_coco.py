@@ -371,6 +371,17 @@ def test_evaluate_all_scores_what_results_and_ground_truth_share(rng):
     assert list(evaluate_all(truth, []).by_type) == ["bbox"]
 
 
+def test_repeated_boxes_and_images_are_counted(caplog):
+    truth = small_truth()
+    first, *_ = truth["annotations"]
+    truth["annotations"].append({**first, "id": 99})
+    truth["images"] = [{**image, "file_name": "a.jpg"} for image in truth["images"]]
+    truth["images"].append({**truth["images"][0], "id": 99})
+    evaluate_coco(truth, perfect(truth))
+    assert "1 boxes that occur more than once in an image (first: annotation 99 has the image, class and" in caplog.text
+    assert "image files that several images share (first: image a.jpg is in the dataset more than once)" in caplog.text
+
+
 @pytest.mark.parametrize("change", [{"iscrowd": 1}, {"difficult": True}])
 def test_objects_that_do_not_count_explain_a_missing_ap(change, caplog):
     truth = small_truth()

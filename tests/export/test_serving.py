@@ -119,6 +119,8 @@ def test_next_version_keeps_existing_files(tmp_path):
     (tmp_path / "models" / "detector" / "partial_x").mkdir()
     (tmp_path / "models.config").write_text("mine")
     assert serving.next_version(tmp_path).name == "10"
+    with pytest.raises(UserError, match=rf"holds versions of a model itself \(9\): .* Pass {tmp_path}\."):
+        serving.next_version(tmp_path / "models" / "detector")
     serving.write_templates(tmp_path)
     assert (tmp_path / "models.config").read_text() == "mine"
     assert (tmp_path / "README.md").is_file()

@@ -182,14 +182,15 @@ def test_messages_about_a_served_version_name_its_final_path(toy, models, tmp_pa
     assert f"Writing {version} ..." in caplog.messages
 
 
-def test_failed_export_keeps_existing_files(models, tmp_path):
+def test_failed_export_keeps_existing_files(models, tmp_path, caplog):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists and is not empty"):
         export_and_verify(models("tiny"), tmp_path, verify_images=tiny.images())
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "x.tflite").write_text("mine")
-    with pytest.raises(FileExistsError, match="exists"):
+    with caplog.at_level("INFO"), pytest.raises(FileExistsError, match="exists"):
         export_and_verify(models("tiny"), tmp_path / "x.tflite", verify_images=tiny.images(), **SIZE)
+    assert "The export resizes images to fit into 64 x 64 (height x width) and fills the rest. The mod" in caplog.text
     assert (tmp_path / "x.tflite").read_text() == "mine"
 
 

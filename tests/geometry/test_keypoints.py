@@ -35,6 +35,14 @@ def test_flip_order_swaps_left_and_right_names():
     order = ops.flip_order(NAMES)
     assert order == (0, 2, 1, 4, 3, 5)
     assert ops.flip_order(()) == ()
+    for names in (
+        ("nose", "Eye_L", "Eye_R"),
+        ("bright", "l_eye", "r_eye"),
+        ("L", "LEar", "REar"),
+        ("", "EarLeft", "EarRight"),
+    ):
+        assert ops.flip_order(names) == (0, 2, 1)
+    assert ops.flip_order(("left_eye", "Left_Eye", "a", "A")) == (0, 1, 2, 3)
 
 
 def test_flips_swap_sides_and_keep_unlabelled_keypoints_zero(rng):

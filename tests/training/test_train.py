@@ -365,6 +365,13 @@ def test_patience_stops_training_and_keeps_the_best_model(tmp_path, data):
     assert lines(tmp_path)[-1]["step"] == 4
 
 
+def test_new_run_does_not_replace_the_best_model_of_another(tmp_path, data):
+    (tmp_path / "best.keras").write_text("precious")
+    with pytest.raises(UserError, match=r"holds best\.keras of an earlier run, but no checkpoint to resume it: a new"):
+        run(tmp_path, data)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.keras"]
+
+
 @pytest.mark.usefixtures("eager")
 def test_evaluations_before_another_monitor_do_not_count_for_the_best_model(tmp_path, data, caplog):
     values = iter([{"a": 0.5, "b": 0.9}, {"a": 0.4, "b": 0.3}, {"a": 0.6, "b": 0.2}])
@@ -541,6 +548,7 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
 
     def go_on():
         model = detector(preprocessing=Preprocessing(shortest=64, longest=128), dtype="mixed_bfloat16")
+        model.pretrained_path = "/runs/other"
         transforms = [ResizeShortestEdge((48,), 96), RandomFlip(), NumpyTransform(lambda image, seed: image, True)]
         run(tmp_path, other, model=model, steps=2, batch_size=1, seed=5, transforms=transforms)
 
@@ -556,6 +564,7 @@ def test_resuming_with_other_settings_warns(tmp_path, data, caplog):
         "ResizeShortestEdge.shortest was (48, 64) and is now (48,)",
     ):
         assert words in message
+    assert "began with random weights and resumes from its own checkpoint: the weights of /runs/other (" in caplog.text
     go_on()  # the run is finished, and a function of the same name is no other setting
     with pytest.raises(ValueError, match=r"other trainable weights .*freeze was \[\] and is now \['neck'\]"):
         run(tmp_path, data, steps=1, freeze=["neck"])

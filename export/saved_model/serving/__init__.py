@@ -61,7 +61,18 @@ def next_version(folder: str | Path) -> Path:
 
     Returns:
         The path of the next version; it ends in a number, one more than that of the newest version.
+
+    Raises:
+        UserError: If the folder itself holds versions, beside which a server would not find the next one.
     """
+    own = sorted(path.name for path in Path(folder).glob("*") if path.name.isdigit() and path.is_dir())
+    if own:
+        above = Path(folder).absolute().parent.parent
+        remedy = f"Pass {above}." if Path(folder).absolute() == above / "models" / NAME else "Pass another folder."
+        raise UserError(
+            f"{folder} holds versions of a model itself ({', '.join(own[-3:])}): expected a folder that holds them in "
+            f"models/{NAME}/, where the next version is written. {remedy}"
+        )
     versions = Path(folder) / "models" / NAME
     numbers = [int(path.name) for path in versions.glob("*") if path.name.isdigit()]
     return versions / str(max(numbers, default=0) + 1)
