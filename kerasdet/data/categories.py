@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
 from kerasdet.data.values import Changes, as_float, as_int, as_list, is_missing, show
@@ -137,7 +138,8 @@ def _listed(names):
 
 def _category_name(value, category_id, changes):
     where = f"category {category_id}"
-    if isinstance(value, str) and (name := _UNPRINTABLE.sub(" ", value).strip()):
+    # macOS may write an accent as a character of its own: NFC gives equal names equal characters
+    if isinstance(value, str) and (name := unicodedata.normalize("NFC", _UNPRINTABLE.sub(" ", value).strip())):
         if value != name:
             changes.add("converted_values", where, f'has "name" {show(value)}')
         return name

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import math
 import os
 import sys
@@ -18,14 +17,12 @@ from kerasdet.errors import UserError, require_extra
 from kerasdet.files import writing
 from kerasdet.paths import expand, make_folder, why_no_file
 
-log = logging.getLogger(__name__)
-
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 # Beginning of sys.platform -> FFmpeg's input format and the device name of a camera
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
 _CLOCK = 90_000  # ticks per second in written videos; a multiple of all usual frame rates
 _FALLBACK_RATE = Fraction(25)
-_SHORT_END = 0.5  # seconds by which sound may be longer than the pictures of a whole file
+_MAX_MISSING = (0.5, 0.01)  # seconds, and fraction of the stated length, that whole files may lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +157,15 @@ class VideoReader:
         Raises:
             UserError: If the video has no frames, or cannot be decoded to the end.
         """
-        index, start = 0, None
+        index, start, last, longest, is_whole = 0, None, 0.0, 0.0, True
+        self._end = 0.0
         try:
-            for picture in self._container.decode(self._stream):
+            for picture in self._pictures():
                 time = index / self.rate if picture.time is None else picture.time
                 start = time if start is None else start
                 image = _upright(picture.to_ndarray(format="rgb24"), picture)
                 yield Frame(np.ascontiguousarray(image), index, time - start)
+                longest, last, is_whole = max(longest, time - start - last), time - start, not picture.is_corrupt
                 index += 1
         except self._av.FFmpegError as error:
             raise UserError(
@@ -176,21 +175,35 @@ class VideoReader:
             raise UserError(
                 f"The video {self.source} has no frames: expected at least one. Copy or record the video again."
             )
-        self._warn_of_missing_end(time - start + 1 / self.rate)
+        self._check_end(is_whole, longest)
 
-    def _warn_of_missing_end(self, seconds):
-        """Warns if a file ends before the time in its header: cut files of MKV and AVI can be read without an error."""
-        if is_camera(self.source) or "://" in self.source or self._container.duration is None:
+    def _pictures(self):
+        """Yields the decoded pictures, and keeps the time at which the packets of all streams end in `_end`."""
+        for packet in self._container.demux():
+            if packet.pts is not None:
+                self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index == self._stream.index:
+                yield from packet.decode()
+
+    def _check_end(self, is_whole, longest):
+        """Raises an error if a file ends early: cut files of MKV, AVI and TS can be read without an error.
+
+        Args:
+            is_whole: Whether the last picture was decoded without an error.
+            longest: Longest time between two pictures, in seconds; the last one may be shown as long.
+        """
+        if is_camera(self.source) or "://" in self.source:
             return
-        stated = self._container.duration / self._av.time_base
-        if stated - seconds > max(_SHORT_END, 0.1 * stated):
-            log.warning(
-                "The video %s ends after %.1f of the %.1f seconds that its header states: if the rest is missing, copy "
-                "or record it again.",
-                self.source,
-                seconds,
-                stated,
-            )
+        stated = (self._container.duration or 0) / self._av.time_base
+        end = self._end  # not minus the time of the first picture, which MKV files include in their length
+        seconds, fraction = _MAX_MISSING
+        if stated - end > max(seconds, fraction * stated, 2 * longest):
+            reason = f"it ends after {end:.1f} of the {stated:.1f} seconds that its header states"
+        elif not is_whole:
+            reason = "its last frame is damaged"
+        else:
+            return
+        raise UserError(f"The video {self.source} is cut off: {reason}. Copy or record it again.")
 
 
 def _upright(image, picture):

@@ -30,9 +30,18 @@ class RunLog:
 
     def __init__(self, out_dir: Path, completed_steps: int, writes: bool = True):
         self.path = out_dir / RUN_LOG
-        self.lines = [line for line in _read_lines(self.path) if line["step"] <= completed_steps]
+        lines = _read_lines(self.path)
+        self.lines = [line for line in lines if line["step"] <= completed_steps]
         self.writer = None
         if writes:
+            if lines and not completed_steps:
+                log.warning(
+                    "%s held %d lines of a run that has no checkpoint, up to step %d: the new run begins at step 0 and "
+                    "replaces them.",
+                    self.path,
+                    len(lines),
+                    lines[-1]["step"],
+                )
             with replacing(self.path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
             self.writer = tf.summary.create_file_writer(str(out_dir / "tensorboard"))

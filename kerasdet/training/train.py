@@ -23,13 +23,13 @@ from kerasdet.training.ema import use_averages
 from kerasdet.training.fingerprint import fingerprint
 from kerasdet.training.freezing import check_frozen_layers, freeze_layers
 from kerasdet.training.loop import TrainingLoop
-from kerasdet.training.metrics_log import RunLog, ThroughputLogger
+from kerasdet.training.metrics_log import RUN_LOG, RunLog, ThroughputLogger
 from kerasdet.training.options import Checkpointing, StepOptions, Validation
 from kerasdet.training.resume import checkpoints, restore, settings_of_parts
 from kerasdet.training.validation import Validator, settings_of_validation
 
 log = logging.getLogger(__name__)
-_BEST = "best.keras"
+_BEST, _CONFIG = "best.keras", "config.gin"
 _PRETRAINED = "pretrained path"  # name of a setting in checkpoints
 _IGNORED_STEPS = "ignored steps"  # name of a setting in checkpoints: argument of `Validator`
 
@@ -149,6 +149,11 @@ def train(
                 f"{out_dir} holds {_BEST} of an earlier run, but no checkpoint to resume it: a new run would replace "
                 f"{_BEST}. Use another OUT_DIR (Python: out_dir=), or move or delete {_BEST}."
             )
+        if config is not None and (out_dir / _CONFIG).exists() and not (out_dir / RUN_LOG).exists():
+            raise UserError(
+                f"{out_dir / _CONFIG} is not the file of a run, whose configuration would replace it: rename the file, "
+                "or use another OUT_DIR (Python: out_dir=)."
+            )
         # a resumed run has passed this check before, and its weights are not random
         check_frozen_layers(model, freeze)
         if model.pretrained_classes is not None:
@@ -192,7 +197,7 @@ def train(
                 settings[_IGNORED_STEPS],
             )
         if not is_finished and rank == 0 and config is not None:
-            with replacing(out_dir / "config.gin") as partial:
+            with replacing(out_dir / _CONFIG) as partial:
                 partial.write_text(config, encoding="utf-8")
         epoch = min(checkpointing.steps_per_epoch or -(-len(data.records) // batch_size), steps)
         validate_every = epoch * validation.every if validation is not None else steps

@@ -42,9 +42,10 @@ def test_names_in_another_case_match_by_name(caplog):
     assert match_classes(["Dog", "dog"], ["dog", "Dog"], ["Dog"], "val.json") == [1, 0]
 
 
-def test_line_breaks_and_control_characters_in_names_become_spaces():
+def test_line_breaks_control_characters_and_accents_of_names_are_normalised():
     changes = Changes("a.json")
-    items = [{"id": 1, "name": "big\ncat"}, {"id": 2, "name": "\x07dog\ud83d"}, {"id": 3, "name": "two  words"}]
+    given = ["big\ncat", "\x07dog\ud83d", "two  words", "cafe\u0301"]
+    items = [{"id": number, "name": name} for number, name in enumerate(given)]
     names = [each["name"] for each in read_categories(items, changes, keypoints=False).values()]
-    assert names == ["big cat", "dog", "two  words"]
-    assert changes.counts["converted_values"] == 2
+    assert names == ["big cat", "dog", "two  words", "caf\u00e9"]
+    assert changes.counts["converted_values"] == 3

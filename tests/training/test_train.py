@@ -27,7 +27,7 @@ from kerasdet.losses import FocalLoss
 from kerasdet.models import KeypointBranch, Preprocessing, RetinaNet
 from kerasdet.models.common import LossNormalizer
 from kerasdet.training import SGD, Checkpointing, StepOptions, Validation, WarmupMultiStep, resume, train
-from kerasdet.training.metrics_log import ThroughputLogger
+from kerasdet.training.metrics_log import RunLog, ThroughputLogger
 from kerasdet.training.resume import checkpoints
 from kerasdet.training.validation import metric_names
 
@@ -370,6 +370,18 @@ def test_new_run_does_not_replace_the_best_model_of_another(tmp_path, data):
     with pytest.raises(UserError, match=r"holds best\.keras of an earlier run, but no checkpoint to resume it: a new"):
         run(tmp_path, data)
     assert [path.name for path in tmp_path.iterdir()] == ["best.keras"]
+
+
+def test_new_run_replaces_no_configuration_of_the_user_and_says_that_it_replaces_metrics(tmp_path, data, caplog):
+    (tmp_path / "config.gin").write_text("include 'mine.gin'")
+    with pytest.raises(
+        UserError, match=r"config\.gin is not the file of a run, .* rename the file, or use another OUT"
+    ):
+        run(tmp_path, data, config="STEPS = 1")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.gin"]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n')
+    RunLog(tmp_path, 0)
+    assert "held 1 lines of a run that has no checkpoint, up to step 4: the new run begins at step 0" in caplog.text
 
 
 @pytest.mark.usefixtures("eager")
