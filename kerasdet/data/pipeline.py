@@ -26,7 +26,7 @@ from kerasdet.ops import resize as resize_ops
 
 _PADDING = {"class_ids": -1}
 
-# To delete an iterator waits until its autotuner wakes up, as long as the iterator lived and at most a minute, with
+# To delete an iterator may wait until its autotuner wakes up, as long as the iterator lived and at most a minute, with
 # Python blocked (TensorFlow 2.21). Without autotuner a map runs on as many threads as there are cores, at most 16.
 _OPTIONS = tf.data.Options()
 _OPTIONS.autotune.enabled = False

@@ -52,7 +52,7 @@ def test_batches_depend_only_on_the_seed(dataset):
 
 @pytest.mark.parametrize("batches", [training_batches, evaluation_batches])
 def test_iterators_are_deleted_at_once(dataset, batches):
-    """TensorFlow's autotuner lets the deletion wait, as long as the iterator lived."""
+    """TensorFlow's autotuner may let the deletion wait, as long as the iterator lived."""
     assert batches(dataset, 2).options().autotune.enabled is False
 
 
