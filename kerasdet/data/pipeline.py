@@ -26,6 +26,11 @@ from kerasdet.ops import resize as resize_ops
 
 _PADDING = {"class_ids": -1}
 
+# To delete an iterator waits until its autotuner wakes up, as long as the iterator lived and at most a minute, with
+# Python blocked (TensorFlow 2.21). Without autotuner a map runs on as many threads as there are cores, at most 16.
+_OPTIONS = tf.data.Options()
+_OPTIONS.autotune.enabled = False
+
 
 class Dataset(Protocol):
     """Defines the attributes of a dataset that the pipeline reads, such as those of `CocoDataset` and `VocDataset`.
@@ -316,4 +321,4 @@ def _batches(examples, batch_size, drop_remainder):
     spec = examples.element_spec
     padding = {name: tf.cast(_PADDING.get(name, 0), spec[name].dtype) for name in spec}
     batches = examples.padded_batch(batch_size, padding_values=padding, drop_remainder=drop_remainder)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(_OPTIONS)

@@ -50,6 +50,12 @@ def test_batches_depend_only_on_the_seed(dataset):
     assert [b["image_id"].tolist() for b in first] != [b["image_id"].tolist() for b in other]
 
 
+@pytest.mark.parametrize("batches", [training_batches, evaluation_batches])
+def test_iterators_are_deleted_at_once(dataset, batches):
+    """TensorFlow's autotuner lets the deletion wait, as long as the iterator lived."""
+    assert batches(dataset, 2).options().autotune.enabled is False
+
+
 def test_start_step_resumes_exactly(dataset):
     whole = take(training_batches(dataset, 3, TRANSFORMS, seed=4), 9)
     for step in (1, 2, 7):

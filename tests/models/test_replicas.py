@@ -85,7 +85,9 @@ free = {"image": 3, "image_size": 1, "original_size": 1, "image_id": 1}
 open_sizes = {
     key: tf.TensorSpec([None] * free.get(key, 2) + list(v.shape[free.get(key, 2):]), v.dtype) for key, v in data.items()
 }
-dataset = tf.data.Dataset.from_generator(batches, output_signature=open_sizes)
+options = tf.data.Options()
+options.autotune.enabled = False  # to delete an iterator would wait for the autotuner
+dataset = tf.data.Dataset.from_generator(batches, output_signature=open_sizes).with_options(options)
 for name, options in json.loads(cases):
     model = build(name, options)
     model.compile(optimizer="sgd", run_eagerly=True)  # only the replicas need a graph
