@@ -108,12 +108,13 @@ def make_folder(folder: Path, name: str) -> None:
         raise OSError(f"{name}: {folder} cannot be written: {reason}. Choose a writable folder.") from None
 
 
-def prepare_file(path: str | os.PathLike, name: str) -> Path:
+def prepare_file(path: str | os.PathLike, name: str, *, may_be_coco: bool = False) -> Path:
     """Creates the folder of a file, and checks that the file can be written, before work that may take hours.
 
     Args:
         path: Path of the file that will be written. An existing file is not changed yet.
         name: Name of the setting, such as "--json", for the beginning of error messages.
+        may_be_coco: Whether a COCO dataset with scores may be replaced, because the setting writes one.
 
     Returns:
         The expanded path.
@@ -130,15 +131,19 @@ def prepare_file(path: str | os.PathLike, name: str) -> Path:
     make_folder(path.parent, name)
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {path} cannot be written: it is read-only. Choose another file.")
-    if path.exists() and not _is_output(path):
+    if path.exists() and not _is_output(path, may_be_coco):
         raise UserError(f"{name} would overwrite {path}, which is not an output of kerasdet: choose another file.")
     return path
 
 
-def _is_output(path):
+def _is_output(path, may_be_coco):
     """Returns whether a file may be one that a command wrote: detections, metrics or a page, or an empty file.
 
     Images, models and annotations are not: annotations have no scores.
+
+    Args:
+        path: Path of the file.
+        may_be_coco: Whether a COCO dataset with scores counts as an output.
     """
     with path.open("rb") as file:
         start = file.read(64).lstrip()
@@ -151,6 +156,8 @@ def _is_output(path):
     if isinstance(content, dict) and content.keys() != {"images", "categories", "annotations"}:
         parts = (part for part in (content, *content.values()) if isinstance(part, dict))
         return "findings" in content or any("summary" in part for part in parts)
+    if isinstance(content, dict) and not may_be_coco:
+        return False
     detections = content["annotations"] if isinstance(content, dict) else content
     return isinstance(detections, list) and all(isinstance(each, dict) and "score" in each for each in detections)
 

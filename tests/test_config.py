@@ -486,7 +486,8 @@ WRONG_FILES = {
     f"include '{SHAPES}.gin'\nSTEPS = %BATCH_SIZE\nBATCH_SIZE = %STEPS\n": (
         r"BATCH_SIZE depends on itself \(BATCH_SIZE -> STEPS -> BATCH_SIZE\): .* Change one of these references"
     ),
-    f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used",
+    f"include '{SHAPES}.gin'\nSTEP = 3\n": "the macro STEP is set but never used: correct its name, or delete",
+    f"include '{SHAPES}.gin'\nCLASSES = ('fox',)\n": "CLASSES is set but never used: pass --data, include 'dataset/",
     f"include '{SHAPES}.gin'\ntrain.step = 3\n": "train has no argument step: choose one of .* steps, ",
     f"include '{SHAPES}.gin'\ntrain.steps = %MY_STEPS\n": "the macro MY_STEPS is used but never set",
     f"include '{SHAPES}.gin'\nSTEPS = \n": "own.gin: line 2: STEPS has no value",

@@ -132,11 +132,13 @@ def test_file_to_write_gets_its_folders(tmp_path):
 def test_only_outputs_of_commands_are_overwritten(tmp_path):
     file = tmp_path / "val.json"
     empty = {"images": [], "categories": [], "annotations": []}
-    for content in ("", "[]", json.dumps(empty), '{"summary": {}}', '{"segm": {"summary": {}}}', '{"findings": []}'):
+    for content in ("", "[]", '{"summary": {}}', '{"segm": {"summary": {}}}', '{"findings": []}'):
         file.write_text(content)
         assert prepare_file(file, "--json") == file
+    file.write_text(json.dumps(empty))
+    assert prepare_file(file, "--coco", may_be_coco=True) == file
     annotations, results = {**empty, "annotations": [{"id": 1}]}, [{"score": 1}, {"id": 1}]
-    for content in ({**empty, "info": {}}, annotations, results, {"shapes": []}, {"a.png": {"regions": []}}):
+    for content in (empty, {**empty, "info": {}}, annotations, results, {"shapes": []}, {"a.png": {"regions": []}}):
         file.write_text(json.dumps(content))
         with pytest.raises(
             UserError, match=r"^--json would overwrite .*/val\.json, which is not an output of kerasdet: "

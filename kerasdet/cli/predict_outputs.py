@@ -93,7 +93,7 @@ class CocoFile:
     """
 
     def __init__(self, path: str, predictor: Predictor):
-        self.path = prepare_file(path, "--coco")
+        self.path = prepare_file(path, "--coco", may_be_coco=True)
         names = predictor.class_names or [str(k) for k in range(predictor.num_classes or 1)]
         self.category_ids = [k + 1 for k in range(len(names))]
         self.categories = [{"id": k, "name": name} for k, name in zip(self.category_ids, names, strict=True)]

@@ -14,6 +14,7 @@ from kerasdet.errors import UserError
 
 OPTIONAL = {"DETERMINISTIC": False, "STRATEGY": "one_device"}  # defaults of macros that a file may leave out
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+_OF_FOLDER = ("DATA", "CLASSES", "TRAIN_SPLIT", "EVAL_SPLIT")  # macros of gin_configs/dataset/folder.gin
 # Macros that kerasdet reads itself, so that they have an effect even if no binding refers to them
 READ_BY_KERASDET = (*OPTIONAL, "DATA", "CLASSES", "NUM_CLASSES", "PRECISION", "SEED")
 WHOLE_NUMBERS = ("BATCH_SIZE", "LONGEST_EDGE", "NUM_CLASSES", "SHORTEST_EDGE", "STEPS")
@@ -132,7 +133,8 @@ def check_own_macros(text: str, used: Collection[str]) -> None:
     """
     for name in re.findall(r"^(\w+)\s*=", text, re.MULTILINE):
         if name not in used:
-            raise UserError(f"the macro {name} is set but never used: correct its name, or delete the line.")
+            hint = "pass --data, include 'dataset/folder.gin'" if name in _OF_FOLDER else "correct its name"
+            raise UserError(f"the macro {name} is set but never used: {hint}, or delete the line.")
 
 
 def check_macros(path: Path) -> None:

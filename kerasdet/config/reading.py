@@ -113,14 +113,16 @@ def _replace_data(own):
     """Lets `dataset/folder.gin` replace the data of a recipe, whose own data then need not be set.
 
     Args:
-        own: Names that the user's file or a recipe of kerasdet binds itself; its settings of bad images,
-            classes, splits and validation stay.
+        own: Names that the user's file or a recipe of kerasdet binds itself; its settings of bad images, classes,
+            splits and of no validation stay.
     """
-    macros = ("ON_BAD_IMAGE", "CLASSES", "TRAIN_SPLIT", "EVAL_SPLIT")
-    kept = {f"%{name}": macro(name) for name in macros if name in own}
-    if "train.validation" in own and gin.query_parameter("train.validation") is None:
-        kept["train.validation"] = None
-    gin.parse_config_file(str(GIN_CONFIGS / "dataset" / "folder.gin"))
+    file = GIN_CONFIGS / "dataset" / "folder.gin"
+    names = {*own} & {*targets(read_text(file))} - {"DATA", "train.data", "Validation.data", "open_dataset.path"}
+    names = {name if "." in name else f"%{name}" for name in names}
+    kept = {name: gin.query_parameter(name) for name in names}
+    if kept.get("train.validation") is not None:
+        del kept["train.validation"]
+    gin.parse_config_file(str(file))
     for name, value in kept.items():
         gin.bind_parameter(name, value)
     for name in ("TRAIN_ANNOTATIONS", "EVAL_ANNOTATIONS"):
@@ -135,7 +137,9 @@ def _follow_data(is_new):
         is_new: Whether the data differ from those of the recipe, so that the recipe's number of classes is wrong.
     """
     if is_new or not is_set("NUM_CLASSES"):
-        gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=macro("CLASSES"))))
+        classes = gin.query_parameter("open_dataset.classes")
+        classes = macro(repr(classes)[1:]) if repr(classes).startswith("%") else classes
+        gin.bind_parameter("%NUM_CLASSES", len(data.read_class_names(macro("DATA"), classes=classes)))
     for name in OPTIONAL_GROUND_TRUTH:
         try:
             gin.bind_parameter(f"open_dataset.{name}", gin.query_parameter(f"CocoDataset.{name}"))

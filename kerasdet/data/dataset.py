@@ -336,7 +336,8 @@ def _keypoint_names(contents, source):
     if not categories:
         raise UserError(
             f'{source}: no category has "keypoints", the names of keypoints, but keypoints=True was set. Add the '
-            "names to the category, or set keypoints=False (gin: CocoDataset.keypoints or open_dataset.keypoints)."
+            "names to the category, pass the file with keypoints (COCO: person_keypoints_*.json), or set "
+            "keypoints=False (gin: CocoDataset.keypoints or open_dataset.keypoints)."
         )
     first, *others = categories
     for other in others:

@@ -106,6 +106,13 @@ def test_data_keeps_validation_and_bad_images_of_the_users_file(yolo, tmp_path):
     config.load(recipe, [f"DATA={yolo}"])
     assert config.macro("ON_BAD_IMAGE") == "skip" and config.macro("NUM_CLASSES") == 1
     assert gin.query_parameter("train.validation") is None
+    own = (
+        "open_dataset.classes = ('fox', 'cat')\nopen_dataset.on_bad_image = 'skip'\ntrain/open_dataset.split = 'val'\n"
+    )
+    write_text(recipe, f"include 'retinanet_r18_fpn_bccd.gin'\n{own}train.validation = @Validation()\n")
+    config.load(recipe, [f"DATA={yolo}"])
+    assert config.macro("NUM_CLASSES") == 2 and gin.query_parameter("open_dataset.on_bad_image") == "skip"
+    assert gin.query_parameter("train/open_dataset.split") == "val"
 
 
 def test_masks_of_a_recipe_are_read(tmp_path):

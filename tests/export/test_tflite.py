@@ -258,7 +258,7 @@ def test_unknown_options_and_files_raise(models, tmp_path):
     (tmp_path / "x.tflite").write_bytes(b"TFL3")
     with pytest.raises(FileExistsError, match=r"x\.tflite exists: export to another file"):
         export_tflite(model, tmp_path / "x.tflite")
-    with pytest.raises(ValueError, match=r"x\.tflite has no kerasdet\.json inside: expected a file of"):
+    with pytest.raises(ValueError, match=r"x\.tflite has no kerasdet\.json at its end: expected a whole file of"):
         kerasdet.load(tmp_path / "x.tflite")
     with pytest.raises(FileNotFoundError, match=r"The file .*y\.tflite does not exist"):
         kerasdet.load(tmp_path / "y.tflite")
