@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kerasdet.cli.predict_outputs import CocoFile, records, save_crops, save_picture
+from kerasdet.cli.predict_outputs import CocoFile, is_drawing, records, save_crops, save_picture
 from kerasdet.data import images as image_ops
 from kerasdet.errors import UserError, require_extra
 from kerasdet.inference import Detections, Predictor, Tracker, VideoReader, VideoWriter
@@ -162,7 +162,8 @@ def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_fr
         max_frames: Stops each video after this many frames. None: videos are read to the end.
 
     Raises:
-        UserError: If an option would have no effect, a package is missing, or a drawing would replace an input.
+        UserError: If an option would have no effect, a package is missing, or a drawing would replace an input or
+            another file that kerasdet did not write.
     """
     videos = [path for path in paths if is_video(path)]
     for option, is_given in (("--track", track), ("--max-frames", max_frames is not None)):
@@ -176,9 +177,14 @@ def check_options(paths: Sequence[str], *, draw: str | None, track: bool, max_fr
         return
     inputs = {Path(path).resolve(): path for path in paths}
     for path, name in zip(paths, _names(paths), strict=True):
-        if (found := inputs.get((Path(draw) / f"{name}.{_suffix(path)}").resolve())) is not None:
+        drawing = Path(draw) / f"{name}.{_suffix(path)}"
+        if (found := inputs.get(drawing.resolve())) is not None:
             kind = "video" if is_video(found) else "image"
             raise UserError(f"--draw {draw} would overwrite the {kind} {found}: choose another folder.")
+        if drawing.exists() and not is_drawing(drawing):
+            raise UserError(
+                f"--draw {draw} would overwrite {drawing}, which kerasdet did not write: choose another folder."
+            )
 
 
 def _suffix(path):

@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from kerasdet.files import replacing, writing
 from kerasdet.inference import Detections, Predictor
 from kerasdet.inference.interop import TRACK_ID
+from kerasdet.inference.video import WRITTEN_BY
 from kerasdet.paths import prepare_file
 
 
@@ -46,7 +47,7 @@ def records(found: Detections) -> list[dict]:
 
 
 def save_picture(image: np.ndarray, path: Path) -> None:
-    """Writes a PNG file.
+    """Writes a PNG file that `is_drawing` recognises.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -55,8 +56,22 @@ def save_picture(image: np.ndarray, path: Path) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Comment", WRITTEN_BY)
     with writing(path):
-        Image.fromarray(image).save(path)
+        Image.fromarray(image).save(path, pnginfo=texts)
+
+
+def is_drawing(path: Path) -> bool:
+    """Tells whether kerasdet wrote a picture or video, so that another one may replace it.
+
+    Args:
+        path: Path of a PNG or MP4 file.
+
+    Returns:
+        Whether the file has the mark of `save_picture` or `VideoWriter`.
+    """
+    return WRITTEN_BY.encode() in path.read_bytes()
 
 
 def save_crops(found: Detections, image: np.ndarray, folder: Path, name: str) -> None:

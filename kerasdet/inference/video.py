@@ -20,6 +20,7 @@ from kerasdet.paths import expand, make_folder, why_no_file
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 # Beginning of sys.platform -> FFmpeg's input format and the device name of a camera
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none")}
+WRITTEN_BY = "written by kerasdet"  # comment in the files of `VideoWriter` and in pictures
 _CLOCK = 90_000  # ticks per second in written videos; a multiple of all usual frame rates
 _FALLBACK_RATE = Fraction(25)
 _MAX_MISSING = (0.5, 0.01)  # seconds, and fraction of the stated length, that whole files may lack
@@ -240,6 +241,7 @@ class VideoWriter:
         self._partial = self.path.with_name(f".partial_{self.path.name}")
         make_folder(self.path.parent, "The folder of a video")
         self._container = self._av.open(f"file:{self._partial}", "w", format="mp4")
+        self._container.metadata["comment"] = WRITTEN_BY
         self._rate = Fraction(rate).limit_denominator(1001)
         self._stream, self._last = None, -1
 

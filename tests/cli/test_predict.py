@@ -1,6 +1,7 @@
 """`kerasdet predict` on videos and tiles, and what it writes: JSON, drawings, crops, COCO files."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -214,6 +215,22 @@ def test_missing_extra_is_one_sentence(folder, capsys, monkeypatch, package, ext
     assert kerasdet("predict", folder / "none.keras", folder / "clip.mp4", "--track") == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert f"{package} is not installed" in line and f"pip install 'kerasdet[{extra}]'" in line
+
+
+def test_drawings_replace_only_drawings(folder, tmp_path, capsys):
+    image, clip = tmp_path / "large.jpg", tmp_path / "clip.mkv"
+    Image.open(folder / "large.png").save(image)
+    shutil.copy(folder / "clip.mp4", clip)
+    command = ["predict", folder / "model.keras", image, clip, "--max-frames", "1", "--draw", tmp_path]
+    assert kerasdet(*command) == 0
+    assert kerasdet(*command) == 0  # the same drawings again
+    for own in (tmp_path / "large.png", tmp_path / "clip.mp4"):
+        drawing, foreign = own.read_bytes(), own.read_bytes().replace(b"written by kerasdet", b"made by its owners.")
+        own.write_bytes(foreign)
+        assert kerasdet(*command) == 2
+        assert f"would overwrite {own}, which kerasdet did not write" in capsys.readouterr().err
+        assert own.read_bytes() == foreign
+        own.write_bytes(drawing)
 
 
 def test_drawings_of_files_with_equal_names_stay_apart(folder, tmp_path):
