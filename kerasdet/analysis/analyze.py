@@ -54,6 +54,7 @@ class Analysis:
         shown_errors: Kinds of errors of the detections above `score`.
         table: Confusion matrix of the detections above `score`, see `kerasdet.analysis.confusion.confusion`.
         reliability: Calibration of all detections at an IoU of 0.5.
+        num_repeats: Number of detections that equal an earlier one in image, class, score and geometry.
     """
 
     iou_type: str
@@ -73,6 +74,7 @@ class Analysis:
     shown_errors: Errors
     table: np.ndarray
     reliability: Calibration
+    num_repeats: int
 
     @property
     def numbers(self) -> dict[str, Interval]:
@@ -210,6 +212,7 @@ def analyze_cases(cases: "Cases", *, samples: int = SAMPLES, seed: int = 0) -> A
         shown_errors=tide(shown),
         table=confusion(shown),
         reliability=calibration(instances.scores[counted], at_half.correct[0, 0][counted]),
+        num_repeats=int(cases.repeats.sum()),
     )
 
 

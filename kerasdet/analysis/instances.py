@@ -59,6 +59,14 @@ class Instances:
         """Index of the first detection of each image, followed by the number of all detections, (I + 1,)."""
         return np.searchsorted(self.images, np.arange(self.num_images + 1))
 
+    @property
+    def objects_per_image(self) -> np.ndarray:
+        """Number of objects of each image and class that are not ignored, (I, K)."""
+        real = ~self.ignored
+        cells = self.object_images[real] * self.num_classes + self.object_classes[real]
+        counts = np.bincount(cells, minlength=self.num_images * self.num_classes)
+        return counts.reshape(self.num_images, self.num_classes)
+
     def keep(self, chosen: np.ndarray) -> "Instances":
         """Returns a copy with all objects, but only the selected detections.
 

@@ -81,8 +81,17 @@ def to_model(
         variables = {name: variable for name, variable in variables.items() if name not in skipped}
     _assign(variables, state, spec, source)
     _warn_of_kind(variables, spec, source)
-    if num_classes is None and class_names and len(class_names) == classes:
-        model.class_names = class_names
+    if num_classes is None and classes is not None and class_names:
+        if len(class_names) == classes:
+            model.class_names = class_names
+        else:
+            log.warning(
+                "The checkpoint has %d class names (%s), but its head has %d classes, so the model gets no class "
+                "names. Pass one name per class with --labels (Python: model.class_names = ...).",
+                len(class_names),
+                _list(class_names),
+                classes,
+            )
     return model
 
 

@@ -99,7 +99,8 @@ class _Truth:
 
 
 def _is_results(path):
-    return Path(path).suffix.lower() == ".json"
+    """Returns whether a path names detections; compressed files and pickles get an error when they are read."""
+    return Path(path).suffix.lower() in (".json", ".gz", ".pkl", ".pickle")
 
 
 def _is_coco_file(path):

@@ -298,6 +298,8 @@ def _convert(options):
     labels = read_labels(options.labels) if options.labels else None
     out = _model_file(options.out)
     state = read(options.file, options.weights)
+    if labels is not None:
+        state.class_names = None  # the labels replace the names in the file
     try:
         model = to_model(state, options.source, num_classes=options.num_classes, norm_epsilon=options.norm_epsilon)
     except UserError as error:

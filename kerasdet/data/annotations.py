@@ -56,7 +56,7 @@ CHANGES = {
     "odd_polygons": "objects with polygons of an odd number of values, whose last value was dropped",
     "masks_outside_boxes": "masks outside their boxes",
     "empty_masks": "masks that cover no pixel left out, but not their boxes",
-    "keypoints_outside_boxes": "objects whose keypoints lie outside their boxes",
+    "keypoints_outside_boxes": "objects with keypoints outside their boxes",
     "contradicting_counts": "objects whose num_keypoints is wrong (the labelled keypoints were counted)",
     "ignore_flags": "annotations with ignore=1, which are used like all others (crowds have iscrowd=1)",
     "unnamed_keypoints": "objects whose keypoints were dropped because their category defines none",
@@ -65,6 +65,19 @@ CHANGES = {
     "bad_objects": "unreadable annotations left out",
 }
 TYPE_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # COCO's types of geometry, in messages
+_UNPACK = "; expected JSON. Unpack it, and pass the path of the .json file."
+# Messages for files that users pass in the place of JSON, by their first bytes
+_OTHER_FILES = {
+    b"\x1f\x8b": f"compressed with gzip{_UNPACK}",
+    b"BZh": f"compressed with bzip2{_UNPACK}",
+    b"\xfd7zXZ\x00": f"compressed with xz{_UNPACK}",
+    b"PK\x03\x04": f"a ZIP file{_UNPACK}",
+    b"\x80": (  # in UTF-8 and UTF-16, JSON never begins with this byte
+        "a Python pickle; expected JSON. Write detections in COCO's results format: in mmdetection, "
+        "--cfg-options test_evaluator.outfile_prefix=results writes results.bbox.json. `kerasdet convert` reads "
+        "checkpoints."
+    ),
+}
 # Keys of Open Images and of converters to COCO. If an annotation has several of them, the last one is used.
 _GROUP_OF = ("IsGroupOf", "isgroupof", "is_group_of")
 
@@ -127,6 +140,8 @@ def read_json(path: str | os.PathLike) -> Any:
         raise FileNotFoundError(f"The file {path} does not exist. Check the path.")
     with open(path, "rb") as file:
         content = file.read()
+    if fault := next((text for start, text in _OTHER_FILES.items() if content.startswith(start)), None):
+        raise UserError(f"{path} is {fault}")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -360,8 +375,8 @@ class _AnnotationReader:
 
     def _check_keypoints(self, annotation, name):
         points = _labelled(annotation["keypoints"])
-        if points and not any(_is_near(point, annotation["bbox"]) for point in points):
-            fact = f'has "bbox" {show(annotation["bbox"])} and its keypoints elsewhere'
+        if astray := [point for point in points if not _is_near(point, annotation["bbox"])]:
+            fact = f'has "bbox" {show(annotation["bbox"])} and a keypoint at {show(astray[0])}'
             self.changes.note("keypoints_outside_boxes", name(), fact)
         count = annotation.get("num_keypoints", len(points))
         if annotation["keypoints"] is not None and as_int(count) != len(points):

@@ -4,6 +4,7 @@ This module does not import TensorFlow.
 """
 
 import dataclasses
+import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from kerasdet.evaluation.metrics import CocoMetrics
 from kerasdet.evaluation.results import GEOMETRY, ResultsReader, warn_of_units
 
 _logger = logging.getLogger(__name__)
+
+LIMITS = {"bbox": 100, "segm": 100, "keypoints": 20}  # COCO's largest number of detections of a class in an image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +49,24 @@ class Cases:
     image_ids: Sequence[int]
     names: Mapping[int, str]
     sigmas: np.ndarray | None
+
+    @functools.cached_property
+    def repeats(self) -> np.ndarray:
+        """Tells which of the D detections equal an earlier one in image, class, score and geometry, (D,) bool."""
+        seen, repeated = set(), np.zeros(len(self.detections), bool)
+        for row, each in enumerate(self.detections):
+            geometry = each[GEOMETRY[self.iou_type]]
+            geometry = geometry["counts"] if isinstance(geometry, dict) else tuple(geometry)
+            key = (each["image_id"], each["category_id"], each["score"], geometry)
+            repeated[row] = key in seen
+            seen.add(key)
+        return repeated
+
+    @property
+    def images_beyond_limit(self) -> int:
+        """Number of images with a class of which they have more objects than COCO's rules count detections."""
+        objects = Counter((a["image_id"], a["category_id"]) for a in self.annotations if _is_counted(a))
+        return len({image for (image, _), number in objects.items() if number > LIMITS[self.iou_type]})
 
     def accumulate(self, engine: str | None = None, limits: Sequence[int] | None = None) -> Accumulated:
         """Computes precision and recall with an engine.
@@ -119,7 +140,9 @@ def read_cases(
     (truth, truth_name), (entries, results_name) = open_source(ground_truth, "the ground truth"), _results(results)
     chosen = _shared_types(truth, truth_name, entries, results_name)
     contents = read_for(truth, truth_name, chosen)
-    return [_cases(contents, entries, results_name, iou_type, image_ids, sigmas) for iou_type in chosen]
+    cases = [_cases(contents, entries, results_name, iou_type, image_ids, sigmas) for iou_type in chosen]
+    _warn_of_repeats(cases[0], results_name)
+    return cases
 
 
 def cases_of_type(
@@ -147,8 +170,42 @@ def cases_of_type(
         UserError: If a file does not have COCO's format, or a result refers to an image or a category that is not in
             the ground truth.
     """
-    content, name = open_source(ground_truth, "the ground truth")
-    return _cases(read_for(content, name, [iou_type]), *_results(results), iou_type, image_ids, sigmas), name
+    (content, name), (entries, results_name) = open_source(ground_truth, "the ground truth"), _results(results)
+    cases = _cases(read_for(content, name, [iou_type]), entries, results_name, iou_type, image_ids, sigmas)
+    _warn_of_repeats(cases, results_name)
+    return cases, name
+
+
+def warn_of_limit(all_cases: Sequence[Cases]) -> None:
+    """Warns once of images with more objects than COCO's rules count detections.
+
+    Args:
+        all_cases: The ground truth of each type that is scored by COCO's rules.
+    """
+    for cases in all_cases:
+        if number := cases.images_beyond_limit:
+            limit = LIMITS[cases.iou_type]
+            _logger.warning(
+                "Images with more than %d objects of a class: %d. COCO's rules count the best %d detections of a class "
+                "in an image, so AP cannot reach 1.",
+                limit,
+                number,
+                limit,
+            )
+            return
+
+
+def _warn_of_repeats(cases, name):
+    rows = np.flatnonzero(cases.repeats)
+    if len(rows):
+        _logger.warning(
+            "%s: %d of %d results equal an earlier one in image, class, score and geometry (first: result %d). Each of "
+            "them counts as a wrong detection and lowers AP: remove the repeated rows.",
+            name,
+            len(rows),
+            len(cases.detections),
+            rows[0] + 1,
+        )
 
 
 def types_of(ground_truth: Source, results: Source) -> list[str]:

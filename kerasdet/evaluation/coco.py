@@ -6,7 +6,7 @@ This module does not import TensorFlow: scoring a file of detections needs only 
 from collections.abc import Sequence
 
 from kerasdet.errors import UserError
-from kerasdet.evaluation.cases import cases_of_type, read_cases
+from kerasdet.evaluation.cases import cases_of_type, read_cases, warn_of_limit
 from kerasdet.evaluation.engines import check_engine, mean_of_known
 from kerasdet.evaluation.ground_truth import Source
 from kerasdet.evaluation.metrics import PROPOSAL_SUMMARY, CocoMetrics, DetectorMetrics
@@ -42,6 +42,7 @@ def evaluate_all(
     """
     check_engine(engine)
     all_cases = read_cases(ground_truth, results, image_ids, sigmas)
+    warn_of_limit(all_cases)
     return DetectorMetrics({cases.iou_type: cases.metrics(engine) for cases in all_cases})
 
 
@@ -81,6 +82,7 @@ def evaluate_coco(
         raise UserError(f"iou_type is {iou_type!r}: choose one of {', '.join(map(repr, GEOMETRY))}.")
     check_engine(engine)
     cases, _ = cases_of_type(ground_truth, results, iou_type, image_ids, sigmas)
+    warn_of_limit([cases])
     return cases.metrics(engine)
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from kerasdet.analysis import Analysis, Comparison
+from kerasdet.analysis.instances import MAX_DETECTIONS
 from kerasdet.analysis.tide import BACKGROUND_ERROR, FOREGROUND
 from kerasdet.reports.page import Finding, count, decimal, share
 
@@ -61,6 +62,7 @@ def advise(
         found.append(broken)
         if analysis.errors.ap == 0:
             return found
+    found += _repeats(analysis) + _limit(instances)
     found += _error_advice(analysis, words) + _class_advice(analysis, scales) + _score_advice(analysis)
     ap = analysis.numbers["AP"]
     if not ap.high - ap.low <= _WIDE_INTERVAL:
@@ -103,6 +105,41 @@ def _verdict(result):
     return Finding("advice", words, "This may be chance: evaluate on more images before you choose.", "comparison")
 
 
+def _repeats(analysis):
+    """Names detections that a file has several times."""
+    if not analysis.num_repeats:
+        return []
+    return [
+        Finding(
+            "problem",
+            f"{count(analysis.num_repeats, 'detection equals', 'detections equal')} an earlier one in image, class, "
+            "score and geometry.",
+            "Remove the repeated rows from the file, for example if it joins the files of several processes: each "
+            "counts as a wrong detection and lowers AP.",
+            "errors",
+        )
+    ]
+
+
+def _limit(instances):
+    """Names images with more objects than detections that count, in AP or in the kinds of errors."""
+    of_class, objects = instances.objects_per_image, int((~instances.ignored).sum())
+    of_image = of_class.sum(1)
+    if not (of_image > MAX_DETECTIONS).any():
+        return []
+    limit, in_ap = f"the best {MAX_DETECTIONS} detections", (of_class > MAX_DETECTIONS).any(1)
+    if in_ap.any():
+        number, beyond = int(in_ap.sum()), int(np.maximum(of_class - MAX_DETECTIONS, 0).sum())
+        text = f"more than {MAX_DETECTIONS} objects of a class. COCO's rules count {limit} of a class in an image, so"
+        text += f" AP counts {beyond:,} of {count(objects, 'object')} as missed, whatever the model detects."
+    else:
+        number, beyond = int((of_image > MAX_DETECTIONS).sum()), int(np.maximum(of_image - MAX_DETECTIONS, 0).sum())
+        text = f"more than {MAX_DETECTIONS} objects. AP counts {limit} of each class, but the kinds of errors, like "
+        text += f"TIDE, those of an image: there {beyond:,} of {count(objects, 'object')} count as missed."
+    action = "This is not an error of the model. `kerasdet eval --metrics voc` counts all detections."
+    return [Finding("advice", f"{count(number, 'image has', 'images have')} {text}", action, "errors")]
+
+
 def _mismatch(analysis, words):
     """Checks whether detections and ground truth belong together."""
     instances, kinds = analysis.instances, analysis.errors
@@ -116,7 +153,7 @@ def _mismatch(analysis, words):
         )
     found = int((~instances.ignored).sum() - kinds.missed.sum())
     objects = int((~instances.ignored).sum())
-    if found < _FOUND * objects:
+    if found < _FOUND * np.minimum(instances.objects_per_image.sum(1), MAX_DETECTIONS).sum():
         return Finding(
             "problem",
             f"Only {found:,} of {count(objects, 'object')} have an IoU of {FOREGROUND:g} or more with a detection of "
@@ -130,11 +167,12 @@ def _mismatch(analysis, words):
 
 def _error_advice(analysis, words):
     errors = analysis.errors
-    found = []
+    found, by_limit = [], _missed_by_limit(analysis)
+    no_fault = {"duplicate": analysis.num_repeats, "missed": by_limit}  # errors of the file and of the rules
     for name, cost in sorted(errors.cost.items(), key=lambda pair: -pair[1]):
-        if cost < _COSTLY:
-            continue
         number = errors.counts[name]
+        if cost < _COSTLY or (name in no_fault and number <= no_fault[name]):
+            continue
         text, action = {
             "classification": (f"Wrong classes cost {cost:.3f} AP50.", _confusion_action(analysis)),
             "localisation": (
@@ -150,7 +188,9 @@ def _error_advice(analysis, words):
             ),
             "duplicate": (
                 f"Duplicate detections of an object cost {cost:.3f} AP50 ({number:,} of them).",
-                "Lower `Postprocessing.nms_threshold`, so that NMS drops more.",
+                "Remove the repeated rows first: they may be the cause."
+                if analysis.num_repeats
+                else "Lower `Postprocessing.nms_threshold`, so that NMS drops more.",
             ),
             "background": (
                 f"Detections on background cost {cost:.3f} AP50 ({number:,} of them).",
@@ -159,7 +199,8 @@ def _error_advice(analysis, words):
             ),
             "missed": (
                 f"Objects without any detection cost {cost:.3f} AP50 ({number:,} of "
-                f"{count(int(analysis.positives[0].sum()), 'object')}).",
+                f"{count(int(analysis.positives[0].sum()), 'object')}"
+                f"{f', {by_limit:,} by the limit of {MAX_DETECTIONS} detections' if by_limit else ''}).",
                 _missed_action(analysis),
             ),
         }[name]
@@ -200,18 +241,33 @@ def _confusion_action(analysis):
     )
 
 
+def _missed_by_limit(analysis):
+    """Counts the missed objects that no detection can find, because their image has more objects than count."""
+    instances = analysis.instances
+    images = instances.object_images[analysis.errors.unexplained]
+    beyond = np.maximum(instances.objects_per_image.sum(1) - MAX_DETECTIONS, 0)
+    return int(np.minimum(np.bincount(images, minlength=instances.num_images), beyond).sum())
+
+
 def _missed_action(analysis):
-    """Returns advice for the size or class whose objects are missed most often."""
-    instances, missed = analysis.instances, analysis.errors.missed
-    small = (instances.object_areas < 32**2) & ~instances.ignored
-    others = ~small & ~instances.ignored
+    """Returns advice for the size or class whose objects are missed most often, in images within the limit."""
+    instances, general = (
+        analysis.instances,
+        "Train longer, and check with `kerasdet inspect` that anchors fit the objects.",
+    )
+    within = (instances.objects_per_image.sum(1) <= MAX_DETECTIONS)[instances.object_images] & ~instances.ignored
+    missed = analysis.errors.missed & within
+    if not missed.any():
+        return general
+    small = (instances.object_areas < 32**2) & within
+    others = ~small & within
     if small.sum() >= _FEW_OBJECTS and missed[small].mean() > 1.5 * (missed[others].mean() if others.any() else 0):
         return (
             f"{missed[small].mean():.0%} of the objects below 32 x 32 px are missed, and of larger ones "
             f"{missed[others].mean() if others.any() else 0:.0%}: use larger images (`SHORTEST_EDGE`), or smaller "
             "anchors (`kerasdet inspect` suggests them)."
         )
-    totals = np.bincount(instances.object_classes[~instances.ignored], minlength=instances.num_classes)
+    totals = np.bincount(instances.object_classes[within], minlength=instances.num_classes)
     gone = np.bincount(instances.object_classes[missed], minlength=instances.num_classes)
     rate = gone / np.maximum(totals, 1)
     worst = int(np.argmax(np.where(totals >= min(_FEW_OBJECTS, totals.max()), rate, -1)))
@@ -220,7 +276,7 @@ def _missed_action(analysis):
             f"{rate[worst]:.0%} of {analysis.class_names[worst]} are missed: add examples of it, or repeat its images "
             "in training."
         )
-    return "Train longer, and check with `kerasdet inspect` that anchors fit the objects."
+    return general
 
 
 def _class_advice(analysis, scales):
@@ -230,7 +286,8 @@ def _class_advice(analysis, scales):
 def _weakest_class(analysis, scales):
     """Names the class whose AP is far below that of the others, and whether its objects are smaller."""
     instances, totals = analysis.instances, analysis.positives[0]
-    ap = np.where(totals >= _FEW_OBJECTS, [each.value for each in analysis.class_numbers], np.nan)
+    is_limited = (instances.objects_per_image > MAX_DETECTIONS).any(0)  # the model is not the cause of a low AP
+    ap = np.where((totals >= _FEW_OBJECTS) & ~is_limited, [each.value for each in analysis.class_numbers], np.nan)
     if (~np.isnan(ap)).sum() < 2:
         return []
     worst = int(np.nanargmin(ap))

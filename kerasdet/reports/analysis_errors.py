@@ -13,7 +13,8 @@ _MEANINGS = {
     "both": "overlaps an object of another class by 0.1 to 0.5",
     "duplicate": "overlaps an object that a better detection has found",
     "background": "overlaps no object by more than 0.1",
-    "missed": "an object without any detection, not even one of another class or with an inexact position",
+    "missed": "an object without any detection, not even one of another class or with an inexact position, among the "
+    "best 100 of its image",
 }
 
 

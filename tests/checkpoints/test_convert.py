@@ -296,9 +296,11 @@ def test_convert_takes_files_of_mmdetection_with_their_class_names(tmp_path, met
     assert kerasdet.load(tmp_path / "labelled").class_names == ("katze", "hund")
 
 
-def test_class_names_of_other_classes_are_left_out(state):
+def test_class_names_of_other_classes_are_left_out(state, caplog):
     state = StateDict(state, class_names=("cat", "dog"))
-    assert to_model(state, TORCHVISION_SOURCE).class_names is None
+    model = to_model(state, TORCHVISION_SOURCE)
+    assert model.class_names is None
+    assert f"has 2 class names (cat, dog), but its head has {model.num_classes} classes" in caplog.text
     assert to_model(state, TORCHVISION_SOURCE, num_classes=2).class_names is None
 
 

@@ -292,11 +292,12 @@ def test_keypoints_become_pixel_centres(tmp_path):
 def test_keypoints_outside_their_box_and_wrong_counts_of_them_are_counted(tmp_path):
     annotations = [
         box(1, 1, 9, 9, keypoints=[25, 15, 2, 0, 0, 0, 29, 19, 1], num_keypoints=2),
-        box(1, 1, 9, 9, annotation_id=2, keypoints=[4, 5, 2, 29, 19, 2, 3, 3, 0], num_keypoints=3),
+        box(1, 1, 9, 9, annotation_id=2, keypoints=[4, 5, 2, 11, 0, 2, 29, 19, 0], num_keypoints=3),
+        box(8, 9, 9, 9, annotation_id=3, keypoints=[9, 9, 2, 12, 12, 2, 0, 0, 2], num_keypoints=3),
     ]
     dataset = CocoDataset(write_keypoints(tmp_path, annotations), keypoints=True)
-    assert dataset.counts["keypoints_outside_boxes"] == dataset.counts["contradicting_counts"] == 1
-    assert 'annotation 1 has "bbox" [1, 1, 9, 9] and its keypoints elsewhere' in [
+    assert dataset.counts["keypoints_outside_boxes"] == 2 and dataset.counts["contradicting_counts"] == 1
+    assert 'annotation 1 has "bbox" [1, 1, 9, 9] and a keypoint at [25, 15]' in [
         f"{each.item} {each.text}" for each in dataset.problems
     ]
 

@@ -1,8 +1,11 @@
 import contextlib
 import copy
+import gzip
 import io
 import json
+import lzma
 import math
+import pickle
 import random
 import subprocess
 import sys
@@ -205,6 +208,20 @@ def test_files_of_another_format_raise(tmp_path):
         evaluate_coco(truth, tmp_path / "absent.json")
     with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
         evaluate_coco(broken, [])
+    for name, content, message in (
+        (
+            "results.pkl",
+            pickle.dumps([{"img_id": 1}]),
+            r"results\.pkl is a Python pickle; .* writes results\.bbox\.json",
+        ),
+        ("val.json.gz", gzip.compress(b"[]"), r"val\.json\.gz is compressed with gzip; .*Unpack it"),
+        ("val.json.xz", lzma.compress(b"[]"), r"val\.json\.xz is compressed with xz; .*Unpack it"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            evaluate_coco(truth, tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            read_ground_truth(tmp_path / name)
     with pytest.raises(ValueError, match=r"list\.json holds a list"):
         evaluate_coco(listed, [])
     with pytest.raises(ValueError, match=r"the results is a COCO dataset, .*; expected a list of detections"):
@@ -380,6 +397,28 @@ def test_repeated_boxes_and_images_are_counted(caplog):
     evaluate_coco(truth, perfect(truth))
     assert "1 boxes that occur more than once in an image (first: annotation 99 has the image, class and" in caplog.text
     assert "image files that several images share (first: image a.jpg is in the dataset more than once)" in caplog.text
+
+
+def test_images_with_more_objects_than_coco_counts_and_repeated_results_are_said_once(caplog):
+    square = {"category_id": 1, "area": 9}
+    boxes = [[4.0 * (k % 16), 4.0 * (k // 16), 3.0, 3.0] for k in range(101)]
+    shapes = [{"bbox": b, "segmentation": [[b[0], b[1], b[0] + 3, b[1], b[0] + 3, b[1] + 3]]} for b in boxes]
+    truth = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 64, "width": 64} for i in (1, 2)],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**square, **shape, "image_id": 1, "id": k} for k, shape in enumerate(shapes, 1)],
+    }
+    found = [{**shape, "image_id": 1, "category_id": 1, "score": 0.9} for shape in shapes]
+    metrics = evaluate_all(truth, found)
+    assert metrics["AR100"] < 1 and list(metrics.by_type) == ["bbox", "segm"]
+    limit = "Images with more than 100 objects of a class: 1. COCO's rules count the best 100 detections of a class"
+    assert caplog.text.count(limit) == 1 and "equal an earlier one" not in caplog.text
+
+    caplog.clear()
+    truth["annotations"].pop()
+    evaluate_all(truth, [*found[:100], *found[:30]])
+    assert caplog.text.count("30 of 130 results equal an earlier one in image, class, score and geometry (first: ") == 1
+    assert "result 101)" in caplog.text and limit not in caplog.text
 
 
 @pytest.mark.parametrize("change", [{"iscrowd": 1}, {"difficult": True}])

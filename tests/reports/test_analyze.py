@@ -1,6 +1,8 @@
 """Builds pages about detections with planted errors, reads them as HTML and opens them in Chromium."""
 
+import gzip
 import json
+import pickle
 import re
 
 import numpy as np
@@ -173,6 +175,11 @@ def test_models_are_run_timed_and_compared_with_their_anchors_and_settings(folde
         ),
         (["faulty.json", "--data", "missing.json"], "missing.json does not exist"),
         (["annotations.json", "--data", "annotations.json"], "expected a list of detections"),
+        (
+            ["results.pkl", "--data", "annotations.json"],
+            "results.pkl is a Python pickle; expected JSON. Write detections",
+        ),
+        (["found.json.gz", "--data", "annotations.json"], "is compressed with gzip; expected JSON. Unpack it"),
         (["faulty.json", "--images", "images"], "--images needs --data with a file of COCO annotations"),
         (["faulty.json", "--data", "images", "--images", "images"], "--images needs --data with a file"),
         (["x.html", "--data", "annotations.json"], "--out would overwrite x.html, the file of MODEL_OR_DETECTIONS"),
@@ -181,6 +188,8 @@ def test_models_are_run_timed_and_compared_with_their_anchors_and_settings(folde
 )
 def test_mistakes_are_one_sentence(folder, words, message, capsys, monkeypatch):
     monkeypatch.chdir(folder)
+    (folder / "results.pkl").write_bytes(pickle.dumps([{"img_id": 1}]))
+    (folder / "found.json.gz").write_bytes(gzip.compress(b"[]"))
     assert cli.main(["analyze", *words, "--out", "x.html"]) == 2
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1] and "Traceback" not in error
@@ -311,6 +320,54 @@ def test_detections_on_one_image_without_annotations_are_named():
     (cases,) = read_cases(truth, [{**box, "score": 0.8}, *found])
     texts = " ".join(each.action for each in advise(analyze_cases(cases, samples=5), "boxes"))
     assert "the worst has 12 of 12 above the best threshold" in texts
+
+
+def texts_of(categories, annotations, found):
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 64, "width": 64} for n in (1, 2)],
+        "categories": [{"id": k, "name": f"cell {k}"} for k in categories],
+        "annotations": [{**annotation, "id": k} for k, annotation in enumerate(annotations, 1)],
+    }
+    (cases,) = read_cases(truth, [{**each, "score": each.get("score", 0.9)} for each in found])
+    return " ".join(f"{each.text} {each.action}" for each in advise(analyze_cases(cases, samples=5), "boxes"))
+
+
+def squares(image, number, classes=(1,)):
+    return [
+        {"image_id": image, "category_id": classes[k % len(classes)], "bbox": [4.0 * (k % 16), k // 16 * 4.0, 3.0, 3.0]}
+        for k in range(number)
+    ]
+
+
+def test_objects_beyond_cocos_limit_are_not_blamed_on_the_model():
+    objects = [*squares(1, 150), *squares(2, 20)]
+    text = texts_of([1], objects, objects)
+    assert "1 image has more than 100 objects of a class. COCO's rules count the best 100 detections of a class" in text
+    assert "AP counts 50 of 170 objects as missed, whatever the model detects. This is not an error of the mod" in text
+    assert "Objects without any detection" not in text and "use larger images" not in text
+
+    text = texts_of([1], objects, objects[:150])
+    assert "(70 of 170 objects, 50 by the limit of 100 detections)" in text
+
+    several = squares(1, 150, classes=(1, 2))
+    text = texts_of([1, 2], several, several)
+    assert "AP counts the best 100 detections of each class, but the kinds of errors, like TIDE, those of an" in text
+    assert "there 50 of 150 objects count as missed" in text and "Objects without any detection" not in text
+
+    crowded = squares(1, 250)
+    assert "coordinates differ" not in texts_of([1], crowded * 12, crowded[:100])
+    assert "more than 100 objects" not in texts_of([1], objects[50:], objects[50:])
+
+
+def test_repeated_rows_are_named_and_not_blamed_on_nms():
+    objects = squares(1, 20)
+    found = [*objects[:8], *({**each, "score": 0.7} for each in objects[8:])]
+    text = texts_of([1], objects, [*found, *objects[:8]])
+    assert "8 detections equal an earlier one in image, class, score and geometry. Remove the repeated rows" in text
+    assert "nms_threshold" not in text
+
+    text = texts_of([1], objects, [*found, *({**each, "score": 0.8} for each in objects[:8])])
+    assert "nms_threshold" in text and "equal an earlier one" not in text
 
 
 def test_without_images_the_page_has_no_pictures(folder, tmp_path, capsys):
