@@ -1,9 +1,12 @@
 """Opens the dataset that the options of a command name."""
 
+import logging
 from pathlib import Path
 
 from kerasdet.data import CocoDataset, Dataset, open_dataset
 from kerasdet.data.recognise import recognise
+
+_logger = logging.getLogger("kerasdet.data")
 
 
 def open_data(path: Path, split: str | None = None, images: Path | None = None) -> Dataset:
@@ -24,4 +27,6 @@ def open_data(path: Path, split: str | None = None, images: Path | None = None) 
     if images:
         return CocoDataset(path, images)
     splits = recognise(path).splits
+    if split is None and list(splits) == ["train"]:
+        _logger.warning("%s has only the split train: a model that was trained on it detects other images worse.", path)
     return open_dataset(path, split or next((name for name in ("val", "test") if name in splits), None))

@@ -1,16 +1,20 @@
 """Finds COCO files and their images in the folders that Roboflow, CVAT, Label Studio, FiftyOne and others export."""
 
 import functools
+import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from kerasdet.data.annotations import read_json
 from kerasdet.data.files import ImageFinder
 from kerasdet.data.labelme import is_labelme
-from kerasdet.data.splits import WHOLE, Reader, split_of
+from kerasdet.data.splits import WHOLE, Reader, split_of, words_without_split
 from kerasdet.data.values import Changes
 from kerasdet.data.via import is_via
 from kerasdet.errors import UserError
+
+_logger = logging.getLogger("kerasdet.data")
 
 _HEAD = 1 << 16  # number of bytes from which the kind of a large file is recognised
 _LARGE = 1 << 25  # size in bytes; larger files are recognised by their beginning
@@ -48,19 +52,22 @@ def json_kind(path: Path) -> str | None:
     return None
 
 
-def find_coco(path: Path) -> dict[str, Reader]:
+def find_coco(path: Path, *, scored: bool = False) -> dict[str, Reader]:
     """Finds the COCO files of a dataset.
 
     Args:
         path: A COCO file, or a folder with such files: in the folder itself, in `annotations/`, or in one folder per
             split.
+        scored: Whether to find the files in a folder whose annotations have scores, as ``kerasdet predict --coco``
+            writes them, instead of the others.
 
     Returns:
         A dict from split name to the function that reads this split into a dict in the form of a COCO file; {} if there
         is no COCO file.
 
     Raises:
-        UserError: If several files could be the annotations of a split.
+        UserError: If several files could be the annotations of a split, or the file of a split is damaged or no COCO
+            file, although that of another split is one.
     """
     if path.is_file():
         files = [path]
@@ -73,11 +80,19 @@ def find_coco(path: Path) -> dict[str, Reader]:
             "*/annotations.json",
         )
         files = [file for pattern in patterns for file in sorted(path.glob(pattern))]
+    files = [file for file in dict.fromkeys(files) if not file.name.startswith(".")]
+    own = [file for file in files if file == path or (_is_coco(file) and _has_scores(file) == scored)]
+    for file in files:
+        if file not in own and (sibling := next((each for each in own if _are_siblings(file, each)), None)):
+            _check_sibling(file, sibling)
     found: dict[str, list[Path]] = {}
-    for file in dict.fromkeys(files):
-        if not file.name.startswith((".", "._")) and (file == path or _is_coco(file)):
-            found.setdefault(split_of(file.stem, file.parent.name), []).append(file)
+    for file in own:
+        found.setdefault(_split(file), []).append(file)
     return {split: functools.partial(read_coco, _choose(files, split), split) for split, files in found.items()}
+
+
+def _split(file):
+    return split_of(file.stem, file.parent.name)
 
 
 def _is_coco(file):
@@ -85,6 +100,37 @@ def _is_coco(file):
         return json_kind(file) == "coco"
     except UserError:  # not valid JSON, but it need not belong to the dataset
         return False
+
+
+def _has_scores(file):
+    """Returns whether the annotations of a COCO file have scores. Of large files, only the beginning is read."""
+    if file.stat().st_size > _LARGE:
+        return False
+    annotations = read_json(file)["annotations"]
+    return isinstance(annotations, list) and any(isinstance(each, Mapping) and "score" in each for each in annotations)
+
+
+def _are_siblings(file, other):
+    """Returns whether the names of two files differ only in the split, as instances_train and instances_val."""
+    splits = {_split(file), _split(other)}
+    return (
+        len(splits) == 2 and WHOLE not in splits and words_without_split(file.stem) == words_without_split(other.stem)
+    )
+
+
+def _check_sibling(file, sibling):
+    """Checks that a file in whose place the annotations of a split are expected is not damaged."""
+    kind = json_kind(file)  # raises an error if the file is damaged
+    if kind == "coco":  # with scores, or without
+        return
+    data = read_json(file)
+    if isinstance(data, dict) and "images" in data and _split(file) == "test":
+        _logger.warning('%s has no "annotations" and is not read: it has only the images of a test.', file)
+        return
+    raise UserError(
+        f'{file} is no COCO file, although {sibling} is one: expected the lists "images", "annotations" and '
+        '"categories". Export it again, or move it out of the dataset.'
+    )
 
 
 def _choose(files, split):

@@ -41,6 +41,7 @@ REPAIRS = {
     "other_attributes": "VIA files with further attributes, which are no classes",
     "contradicting_names": "annotation files that name another image than the one with their stem, which was used",
     "other_outlines": "polygons and rotated boxes of VOC files left out, but not the boxes beside them",
+    "unlisted_annotations": "XML files that are in no list of ImageSets/Main, and not read",
     "swapped_corners": "boxes whose corners were swapped",
     "shared_labels": "label files that several images share",
     "no_labels": "splits without any label file",

@@ -99,7 +99,8 @@ def make_part(
     Raises:
         UserError: If a value or an image is invalid.
     """
-    keypoints = any(category.get("keypoints") for category in data["categories"])
+    categories = data.get("categories") or ()  # which `Dataset` checks
+    keypoints = any(isinstance(category, Mapping) and category.get("keypoints") for category in categories)
     dataset = Dataset(data, None, source=source, on_bad_image=on_bad_image, keypoints=keypoints, strict=strict)
     contents = read_contents(data, source, masks=True, keypoints=keypoints, strict=strict)
     changes.merge(contents.changes.without(dataset.counts))  # `dataset` has logged and counted all but those of masks

@@ -21,7 +21,7 @@ from kerasdet.data.images import MAX_PIXELS
 from kerasdet.data.splits import WHOLE, Reader, by_split, split_of
 from kerasdet.data.unknown import explain_unknown
 from kerasdet.data.values import Changes
-from kerasdet.data.voc_folders import find_voc
+from kerasdet.data.voc_folders import find_voc, is_annotation
 from kerasdet.errors import UserError
 from kerasdet.paths import expand
 
@@ -153,6 +153,8 @@ def _find_json(path, kind):
 
 
 def _is_kind(file, kind):
+    if file.suffix == ".xml":
+        return is_annotation(file) and kind == "xml"
     try:
         return json_kind(file) == kind
     except UserError:
@@ -226,17 +228,24 @@ _FINDERS = {
     "TFRecord": _find_tfrecord,
     "Pascal VOC": find_voc,
     "YOLO without data.yaml": _find_yolo_folder,
+    "COCO with scores": lambda path: find_coco(path, scored=True) if path.is_dir() else {},
 }
+# Places of annotations whose format may not be the one that was recognised: kind, name of the format, patterns
+_OTHERS = (
+    ("coco", "COCO", ("*.json", "[Aa]nnotations/*.json")),
+    ("labelme", "LabelMe", ("*.json", "*/*.json")),
+    ("xml", "Pascal VOC", ("*.xml", "Annotations/*.xml", "VOC*/Annotations/*.xml")),
+)
 
 
 def _other_annotations(path, name):
-    """Returns a file at the top of a folder in another format than the one that was recognised, or None."""
-    files = [] if name == "COCO" else [*path.glob("*.json"), *path.glob("[Aa]nnotations/*.json")]
-    coco = (file for file in sorted(files)[:_SAMPLE] if _is_kind(file, "coco"))
-    xml = (
-        () if name == "Pascal VOC" else (f for f in sorted(path.glob("*.xml")) if "<annotation>" in read_text(f)[:2000])
-    )
-    return next(itertools.chain(coco, xml), None)
+    """Returns a file of a folder in another format than the one that was recognised, or None."""
+    for kind, of_format, patterns in _OTHERS:
+        if not name.startswith(of_format):
+            files = itertools.chain.from_iterable(sorted(path.glob(pattern))[:_SAMPLE] for pattern in patterns)
+            if found := next((file for file in files if _is_kind(file, kind)), None):
+                return found
+    return None
 
 
 def choose_split(source: Source, split: str | None) -> str:

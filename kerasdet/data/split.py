@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import math
 import os
 from collections import Counter
@@ -18,6 +19,8 @@ from kerasdet.data.portable import Item, Part
 from kerasdet.data.recognise import recognise
 from kerasdet.data.splits import WHOLE, split_of
 from kerasdet.errors import UserError
+
+_logger = logging.getLogger("kerasdet.data")
 
 
 def split(
@@ -76,7 +79,7 @@ def split(
 
 def _divide(whole, shares, seed, source):
     """Divides the images of all splits into new parts; returns these and the number of near duplicates."""
-    items = _with_unique_ids([item for part in whole for item in part.items])
+    items = _with_unique_ids(_without_repeats([item for part in whole for item in part.items]))
     duplicates = near_duplicates(fingerprints([item.record for item in items]))
     category_ids = [category["id"] for category in whole[0].categories]
     table = np.array([_class_counts(item, category_ids) for item in items]).reshape(-1, len(category_ids))
@@ -122,6 +125,17 @@ def check_shares(parts: Mapping[str, float]) -> None:
         raise UserError(
             f"The shares {listed} sum to {total:g}; expected positive numbers that sum to 1. Correct the shares."
         )
+
+
+def _without_repeats(items):
+    """Drops images that several splits hold with the same objects, such as VOC's trainval and train."""
+    unique = {}
+    for item in items:
+        objects = sorted((each["category_id"], *each["bbox"]) for each in item.annotations)
+        unique.setdefault((item.record.path, item.record.content, str(objects)), item)
+    if len(unique) < len(items):
+        _logger.info("%d images are in several splits, and count once", len(items) - len(unique))
+    return list(unique.values())
 
 
 def _with_unique_ids(items: Sequence[Item]) -> list[Item]:

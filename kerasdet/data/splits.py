@@ -44,6 +44,22 @@ def split_of(name: str, *folders: str) -> str:
     return next(filter(None, words), WHOLE)
 
 
+def words_without_split(name: str) -> tuple[str, ...]:
+    """Returns the words of a file name that name no split.
+
+    Example:
+        >>> words_without_split("instances_val2017")
+        ('instances',)
+
+    Args:
+        name: Name of a file without suffix.
+
+    Returns:
+        The words in lower case, without numbers.
+    """
+    return tuple(word for word in re.split(r"[^a-z]+", name.lower()) if word and word not in _ALIASES)
+
+
 def _split_of_folder(name):
     name = re.sub(r"^obj_(.+)_data$", r"\1", name.lower())
     return _ALIASES.get(name.rstrip("0123456789_-"))

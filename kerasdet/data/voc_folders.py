@@ -15,6 +15,7 @@ from kerasdet.errors import UserError
 
 _COLOUR_MAP = "labelmap.txt"  # of CVAT: name:colour:parts:actions, the background first
 _CLASS_FILES = (_COLOUR_MAP, "classes.txt", "labels.txt", "predefined_classes.txt")
+_XML = "*.[xX][mM][lL]"
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img")
 
 
@@ -45,11 +46,15 @@ def find_voc(path: Path) -> dict[str, Reader]:
                 files = _listed(file, root)
                 known = listed.setdefault(_split_name(name), [])
                 known += files if part == name else [each for each in files if each not in {*known}]
-    loose = [] if listed else [file for file in visible(path, "*.xml") if _is_annotation(file)]
+    loose = [] if listed else [file for file in visible(path, _XML) if is_annotation(file)]
     groups = listed or by_split(loose, path)
-    every = [file for files in groups.values() for file in files]
-    names = functools.cache(lambda: class_names(dict.fromkeys(every), path))
-    return {split: functools.partial(_read_split, split, files, names, path) for split, files in groups.items()}
+    every = dict.fromkeys(file for files in groups.values() for file in files)
+    unlisted = [file for root in roots for file in sorted((root / "Annotations").glob(_XML)) if file not in every]
+    names = functools.cache(lambda: class_names(every, path))
+    return {
+        split: functools.partial(_read_split, split, files, unlisted if listed else [], names, path)
+        for split, files in groups.items()
+    }
 
 
 def _split_name(name):
@@ -61,11 +66,19 @@ def _listed(file, root):
     """Returns the XML files that a list in ImageSets names. In lists of one class, a second column holds a label."""
     annotations = root / "Annotations"
     lines = [line.strip() for line in read_text(file).splitlines()]
-    return [annotations / f"{listed_name(line, annotations)}.xml" for line in lines if line]
+    files = [annotations / f"{listed_name(line, annotations)}.xml" for line in lines if line]
+    return [file if file.exists() or not (upper := file.with_suffix(".XML")).exists() else upper for file in files]
 
 
-def _is_annotation(file):
-    """Returns whether an XML file annotates one image: `<annotation>`; CVAT's own XML has `<annotations>`."""
+def is_annotation(file: Path) -> bool:
+    """Tells whether an XML file annotates one image: `<annotation>`; CVAT's own XML has `<annotations>`.
+
+    Args:
+        file: Path of the file.
+
+    Returns:
+        Whether the file begins as an annotation.
+    """
     head = read_text(file)[:2000]
     return "<annotation>" in head or "<annotation " in head
 
@@ -124,13 +137,15 @@ def parse(path: Path) -> ElementTree.Element:
         raise UserError(f"{path} is not valid XML: {error}. Correct the file, or save it as UTF-8.") from None
 
 
-def _read_split(split, files, names, root, changes):
+def _read_split(split, files, unlisted, names, root, changes):
     """Reads XML files into a dict in the form of a COCO file."""
     if not files:
         raise UserError(
             f"{root}: the list of the split {split} in ImageSets/Main names no image; expected one name per line. Fill "
             "the list, or choose another split."
         )
+    for file in unlisted:
+        changes.note("unlisted_annotations", str(file), "is in no list of ImageSets/Main")
     class_of = {name: class_id for class_id, name in enumerate(names())}
     finders, entries, annotations = {}, [], []
     for file, count in Counter(files).items():

@@ -44,6 +44,15 @@ def test_check_prints_the_format_once(yolo, capsys, caplog):
     assert (capsys.readouterr().out + caplog.text).count("YOLO with the splits") == 1
 
 
+def test_evaluation_on_the_only_split_says_that_it_is_train(tmp_path, caplog):
+    picture(tmp_path / "data/images/a.png", 0)
+    write_json(tmp_path / "data/train.json", coco(["a.png", "b.png"]) | {"images": coco(["a.png"])["images"]})
+    detection = {"image_id": 1, "category_id": 1, "bbox": [3, 3, 11, 12.5], "score": 0.5}
+    results = write_json(tmp_path / "results.json", [detection])
+    assert kerasdet("analyze", results, "--data", tmp_path / "data", "--out", tmp_path / "page.html") == 0
+    assert "has only the split train" in caplog.text
+
+
 def test_convert_and_split(yolo, tmp_path, capsys):
     assert kerasdet("data", "convert", yolo, tmp_path / "coco", "--to", "coco", "--classes", "fox,cat") == 0
     assert "train: 3 images, 6 boxes" in capsys.readouterr().out

@@ -2,7 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
-from foreign_data import boxes_of, coco, picture, write_json
+from foreign_data import boxes_of, coco, picture, write_json, write_text
 
 from kerasdet.data import open_dataset
 from kerasdet.errors import UserError
@@ -163,6 +163,71 @@ def test_two_files_for_a_split_raise(tmp_path):
     with pytest.raises(UserError, match=r"first\.json and .*second\.json could both be"):
         open_dataset(tmp_path)
     check(open_dataset(tmp_path / "first.json"))
+
+
+@pytest.mark.parametrize("names", [("annotations/instances_{}2017.json",) * 2, ("{}/_annotations.coco.json",) * 2])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"images": [{"id": 1', "is not valid JSON"),
+        ("", "is not valid JSON"),
+        ('[{"image_id": 1, "score": 0.5}]', "is no COCO file, although .* is one"),
+        ('{"images": [], "categories": []}', "is no COCO file, although .* is one"),
+    ],
+)
+def test_damaged_file_of_a_split_raises(tmp_path, names, text, expected):
+    good, bad = (tmp_path / name.format(split) for name, split in zip(names, ("train", "val"), strict=True))
+    pictures(tmp_path / "images/train")
+    write_json(good, coco(NAMES))
+    write_text(bad, text)
+    with pytest.raises(UserError, match=f"{bad.name} {expected}"):
+        open_dataset(tmp_path, "train")
+
+
+def test_files_that_are_no_split_do_not_stop_the_others(tmp_path, caplog):
+    pictures(tmp_path / "images/train")
+    write_json(tmp_path / "annotations/instances_train.json", coco(NAMES))
+    write_json(tmp_path / "annotations/instances_test.json", {"images": [], "categories": []})
+    write_json(tmp_path / "annotations/val_results.json", [{"image_id": 1, "score": 0.5}])
+    check(open_dataset(tmp_path, "train"))
+    assert 'instances_test.json has no "annotations" and is not read' in caplog.text
+
+
+def detections_of(data):
+    """Returns a COCO dict with scores, as `kerasdet predict --coco` writes it."""
+    return {**data, "annotations": [{**annotation, "score": 0.5} for annotation in data["annotations"]]}
+
+
+def test_detections_are_no_annotations_unless_they_are_alone(tmp_path, caplog):
+    pictures(tmp_path / "images")
+    write_json(tmp_path / "predicted.json", detections_of(coco(NAMES)))
+    check(open_dataset(tmp_path))
+    write_json(tmp_path / "annotations/train.json", coco(NAMES))
+    check(open_dataset(tmp_path, "train"))
+    with pytest.raises(UserError, match="has no split all; it has train"):
+        open_dataset(tmp_path, "all")
+
+
+@pytest.mark.parametrize("other", ["Pascal VOC", "LabelMe"])
+def test_coco_files_beside_other_annotations_are_said(tmp_path, caplog, other):
+    pictures(tmp_path / "images")
+    if other == "Pascal VOC":
+        box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        file = write_text(
+            tmp_path / "Annotations/a.xml",
+            "<annotation><size><width>64</width><height>48</height></size>"
+            f"<object><name>dog</name>{box}</object></annotation>",
+        )
+    else:
+        shape = {"label": "dog", "points": [[1, 1], [9, 9]], "shape_type": "rectangle"}
+        size = {"imageHeight": 48, "imageWidth": 64, "imageData": None}
+        file = write_json(tmp_path / "images/a.json", {"shapes": [shape], "imagePath": "a.png", **size})
+    write_json(tmp_path / "predicted.json", detections_of(coco(NAMES)))
+    assert open_dataset(tmp_path).class_names == ("dog",)
+    assert f"read as {other}; the annotations in {tmp_path}/predicted.json are not read" in caplog.text
+    write_json(tmp_path / "labelled.json", coco(NAMES))
+    assert open_dataset(tmp_path).class_names == ("cat", "dog")
+    assert f"read as COCO; the annotations in {file} are not read" in caplog.text
 
 
 def test_images_of_another_split_are_not_taken(tmp_path):

@@ -300,6 +300,14 @@ def test_bad_masks_raise_the_same_error_in_check_convert_and_split(tmp_path, fau
     assert re.search(expected, str(check(source)))
 
 
+@pytest.mark.parametrize("categories", [["cat", "dog"], {"1": "cat"}])
+def test_categories_of_another_form_raise(tmp_path, categories):
+    picture(tmp_path / "data/images/a.png", 0)
+    write_json(tmp_path / "data/all.json", {**coco(["a.png"]), "categories": categories})
+    with pytest.raises(UserError, match='"categories" is not a list of JSON objects'):
+        convert(tmp_path / "data", tmp_path / "new", to="coco")
+
+
 def test_file_without_categories_is_an_error_of_check(tmp_path):
     picture(tmp_path / "images/a.png", 0)
     images = [{"id": 1, "file_name": "a.png"}]

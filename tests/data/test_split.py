@@ -83,6 +83,14 @@ def test_splits_of_the_source_are_joined(tmp_path):
     assert sizes == [4, 4]
 
 
+def test_images_of_several_splits_count_once(tmp_path):
+    for name in ("train", "trainval"):
+        make(tmp_path / "data", [scene(seed) for seed in range(4)], split="x")
+        (tmp_path / "data/x.json").rename(tmp_path / f"data/{name}.json")
+    made = split(tmp_path / "data", tmp_path / "new", {"train": 0.5, "val": 0.5})
+    assert made["train"]["images"] + made["val"]["images"] == 4
+
+
 @pytest.mark.parametrize(
     "parts,expected",
     [({"train": 0.8, "val": 0.3}, "sum to 1.1"), ({"train": 1.2, "val": -0.2}, "positive"), ({}, "sum")],

@@ -76,6 +76,23 @@ def test_tree_with_lists(tmp_path):
         open_dataset(root, "test")
 
 
+def test_annotations_in_no_list_are_counted(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"Annotations/{name}.xml", tmp_path / f"JPEGImages/{name}.jpg", "dog")
+    write_text(tmp_path / "ImageSets/Main/train.txt", "a\n")
+    dataset = open_dataset(tmp_path, "train")
+    assert len(dataset) == 1
+    assert dataset.counts["unlisted_annotations"] == 1
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_suffix_in_capitals(tmp_path, is_listed):
+    write(tmp_path / "Annotations/a.XML", tmp_path / "JPEGImages/a.jpg", "dog")
+    if is_listed:
+        write_text(tmp_path / "ImageSets/Main/train.txt", "a\n")
+    assert open_dataset(tmp_path).records[0].boxes.tolist() == [BOX]
+
+
 def test_image_is_found_by_its_filename(tmp_path):
     write(tmp_path / "0001.xml", tmp_path / "photo.png", "dog")
     assert open_dataset(tmp_path).records[0].path.endswith("photo.png")
