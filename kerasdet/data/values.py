@@ -147,6 +147,11 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, Sequence | dict | np.ndarray) and len(value) == 0)
 
 
+def _printable(text):
+    """Replaces the bytes of file names that are not valid UTF-8, which logs and files cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """Describes one fault of a dataset. The reader repaired the fault, or left the faulty item out.
@@ -212,7 +217,7 @@ class Changes:
         """
         self.counts[kind] += 1
         if self.counts[kind] <= MAX_LISTED:
-            self.problems.append(Problem(kind, name, fact))
+            self.problems.append(Problem(kind, *map(_printable, (name, fact))))
 
     def read_object(self, read: Callable[[], Any], name: str) -> Any:
         """Reads an annotation; skips it on a `UserError` if `on_bad_object` is "skip".

@@ -344,18 +344,21 @@ def test_masks_that_cover_no_pixel_are_left_out_and_counted(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("to", sorted(WRITERS))
-def test_names_that_are_not_utf8_are_replaced(tmp_path, to):
+def test_names_that_are_not_utf8_are_replaced(tmp_path, to, caplog):
     """Old archives hold such names, for example in Latin-1."""
     source = tmp_path / "source"
     for name in ("images/a.png", os.fsdecode(b"images/caf\xe9.png")):
         picture(source / name, seed=0)
         write_text((source / name.replace("images", "labels")).with_suffix(".txt"), "0 0.5 0.5 0.5 0.5\n")
     write_text(source / "data.yaml", "train: images\nnames: [cat]\n")
-    counts = convert(source, tmp_path / "target", to)
+    with caplog.at_level("INFO", "kerasdet"):
+        counts = convert(source, tmp_path / "target", to)
+        data = open_dataset(source, "train")
     assert counts["train"]["undecodable_names"] == 1
     assert len(open_dataset(tmp_path / "target", "train").records) == 2
-    data = open_dataset(source, "train")
     assert fingerprint(data).startswith("2 images of 1 classes")
+    assert r"caf\udce9.png" in caplog.text
+    caplog.text.encode()  # logs can be written to files
     if to == "coco":
         next(iter(training_batches(data, 2)))
 
