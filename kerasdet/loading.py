@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from kerasdet.checkpoints.cache import is_published, local_path
 from kerasdet.checkpoints.read import looks_like_checkpoint
@@ -65,7 +66,7 @@ def load(path: str | Path) -> keras.Model | Predictor:
     file = _model_file(path)
     _check_keras_file(file)
     try:
-        return open_model(file)
+        model = open_model(file)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, TypeError) as error:
         innermost = str(error).rpartition("Exception encountered: ")[2]  # before it, Keras prints whole configurations
         reason = " ".join(innermost.partition(" Full object config")[0].split())
@@ -80,6 +81,17 @@ def load(path: str | Path) -> keras.Model | Predictor:
                 reason += "; if another version of Keras or kerasdet saved it, install that version"
             reason += "."
         raise UserError(f"{file} cannot be loaded: {reason}") from None
+    _check_finite(model, file)
+    return model
+
+
+def _check_finite(model, file):
+    for weight in model.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise UserError(
+                f"{file}: the weight {weight.path} has values that are NaN or infinite; expected finite weights. Pass "
+                "a checkpoint from before the training diverged."
+            )
 
 
 def require_model(path: str | Path) -> None:

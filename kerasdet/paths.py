@@ -26,8 +26,9 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
         The expanded path.
 
     Raises:
-        UserError: If `path` is not a local path: another type, an empty string, a URL, a path with a null byte, or a
-            symbolic link that points to itself; or if it names a variable that is not set.
+        UserError: If `path` is not a local path: another type, an empty string, a URL, a path with a null byte, a new
+            path with control characters, or a symbolic link that points to itself; or if it names a variable that is
+            not set.
     """
     if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
         text = os.fspath(path)
@@ -35,6 +36,11 @@ def expand(path: str | os.PathLike, name: str = "The path") -> Path:
             raise UserError(f"{name} is empty: expected the path of a file or folder. Pass a path such as runs/first.")
         if "\0" in text:
             raise UserError(f"{name} is {text!r}: expected a path without a null byte. Correct the path.")
+        if re.search(r"[\x01-\x1f]", text) and not os.path.lexists(text):
+            raise UserError(
+                f"{name} is {text!r}: expected a path without control characters. In quotes, gin and Python read a "
+                "backslash and a letter as one character: write / instead."
+            )
         if re.match(r"[A-Za-z][\w+.-]+:/", text):  # otherwise gs://bucket/run would become a local folder `gs:`
             raise UserError(
                 f"{name} is {text}, a URL: expected the path of a local file or folder. Mount the remote "

@@ -143,6 +143,14 @@ def test_part_of_an_export_and_folder_of_versions_raise(tmp_path):
         load(version)
 
 
+def test_weights_that_are_not_finite_raise(tmp_path):
+    model = tiny.PlainBackbone()
+    model.weights[0].assign(np.full(model.weights[0].shape, np.nan))
+    model.save(tmp_path / "diverged.keras")
+    with pytest.raises(UserError, match=r"diverged\.keras: the weight .*conv0.* has values that are NaN or infinite"):
+        load(tmp_path / "diverged.keras")
+
+
 def test_unknown_class_raises_one_line(tmp_path):
     class Homemade(keras.Model):
         pass

@@ -109,6 +109,7 @@ def test_configuration_in_the_home_folder_is_found(home):
         (["a"], r"^OUT_DIR is \['a'\]: "),
         (b"runs", r"^OUT_DIR is b'runs': "),
         ("a\0b", r"^OUT_DIR is 'a\\x00b': expected a path without a null byte"),
+        ("runs\table", r"^OUT_DIR is 'runs\\table': expected a path without control characters"),
         (" ", r"^OUT_DIR is empty: expected the path"),
         (Path("gs://bucket/run"), r"^OUT_DIR is gs:/bucket/run, a URL"),
         ("gs://bucket/run", r"^OUT_DIR is gs://bucket/run, a URL: expected the path of a local file or folder\. Mount"),

@@ -361,6 +361,12 @@ class _AnnotationReader:
             self._check_rle_size(result, name)
             if self.check_runs and isinstance(result["segmentation"], dict):
                 self._read_runs(result["segmentation"], name)
+        if as_int(annotation.get("bbox_mode", 1)) != 1:  # of detectron2, whose 1 means COCO's x, y, width and height
+            raise self._error(
+                name,
+                f'has "bbox_mode" {show(annotation["bbox_mode"])} of detectron2; expected "bbox" as x, y, width and '
+                'height. Convert the boxes, and remove "bbox_mode".',
+            )
         result["bbox"] = self._box(annotation, name)
         if not all(map(math.isfinite, result["bbox"])):
             self.changes.add("infinite_boxes", name(), f'has "bbox" {show(annotation["bbox"])}')

@@ -11,7 +11,7 @@ from kerasdet.errors import UserError
 
 Classes = Sequence[str] | Mapping[str, str | None]
 
-_NUMBERED = re.compile(r"(\d+)\s*[\s:,;=\t]\s*\S")
+_NUMBERED = re.compile(r"(\d+)(\s*[\s:,;=\t]\s*|[.)]\s+)\S")
 # Lines of lists in Python and JSON, such as '"person",', and of CVAT's label maps, such as "person:128,2,3::"
 _SYNTAX = (re.compile("([\"']).*\\1,?"), re.compile(r"[^:]*:\d+,\d+,\d+:[^:]*:[^:]*"))
 _OTHER_SUFFIXES = (".json", ".yaml", ".yml", ".csv", ".tsv", ".pbtxt", ".xml")
@@ -28,15 +28,15 @@ def check_class_list(lines: Sequence[str], path: Path) -> None:
         UserError: If the lines start with ids, or the file is in another format.
     """
     warn_of_encoding(path)
-    what = None
+    what, entries = None, [line for line in lines if not line.startswith("#")]
     if path.suffix.lower() in _OTHER_SUFFIXES:
         what = f"has the suffix {path.suffix}"
     elif numbered := next((part for part in (lines, lines[1:]) if _are_numbered(part)), None):  # line 1 may be a header
         what = f"begins its lines with class ids, such as {numbered[0]!r}"
     elif lines and (lines[0][0] in "[{" or lines[0].startswith("item {") or all(each[:2] == "- " for each in lines)):
         what = f"begins with {lines[0][:40]!r}"
-    elif lines and any(all(map(syntax.fullmatch, lines)) for syntax in _SYNTAX):
-        what = f"has more than names in its lines, such as {lines[0][:40]!r}"
+    elif entries and any(all(map(syntax.fullmatch, entries)) for syntax in _SYNTAX):
+        what = f"has more than names in its lines, such as {entries[0][:40]!r}"
     if what:
         raise UserError(
             f"{path} {what}; expected one class name per line, in the order of the class ids, without ids. Change "

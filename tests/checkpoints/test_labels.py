@@ -46,6 +46,11 @@ def test_other_number_of_labels_raises(names, message):
         ("id,name\n1,cat\n2,dog\n", "with class ids, such as '1,cat'"),
         ('"cat",\n"dog"\n', "has more than names in its lines, such as '\"cat\",'"),
         ("cat:128,2,3::\ndog:0,0,9::\n", "has more than names in its lines, such as 'cat:128,2,3::'"),
+        (
+            "# label:color_rgb:parts:actions\ncat:128,2,3::\n",
+            "has more than names in its lines, such as 'cat:128,2,3::'",
+        ),
+        ("1. cat\n2. dog\n", "begins its lines with class ids, such as '1. cat'"),
         ("{0: 'cat',\n1: 'dog'}\n", "begins with \"{0: 'cat',\""),
     ],
 )

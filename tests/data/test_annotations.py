@@ -363,6 +363,16 @@ def test_masks_of_results_may_have_any_form(folder):
         assert evaluate_all(data, entries)["segm/AP"] == pytest.approx(1.0)
 
 
+def test_boxes_in_the_modes_of_detectron2_raise(folder):
+    data = plain()
+    for annotation in data["annotations"]:
+        annotation["bbox_mode"] = 1
+    assert len(CocoDataset(_written(folder, data)))
+    data["annotations"][0]["bbox_mode"] = 0
+    with pytest.raises(UserError, match=r'annotation 1 has "bbox_mode" 0 of detectron2; expected "bbox" as x, y'):
+        CocoDataset(_written(folder, data))
+
+
 @pytest.mark.parametrize("change", [lambda x, y, w, h: [x, y, x + w, y + h], lambda *box: [4 * v for v in box]])
 def test_boxes_that_are_corners_or_of_another_size_are_named(folder, change, caplog):
     data = plain()
