@@ -13,6 +13,8 @@ from kerasdet.inference.interop import TRACK_ID
 from kerasdet.inference.video import WRITTEN_BY
 from kerasdet.paths import prepare_file
 
+_END = 1 << 16  # number of bytes
+
 
 def records(found: Detections) -> list[dict]:
     """Converts detections to values for JSON.
@@ -71,7 +73,11 @@ def is_drawing(path: Path) -> bool:
     Returns:
         Whether the file has the mark of `save_picture` or `VideoWriter`.
     """
-    return WRITTEN_BY.encode() in path.read_bytes()
+    with path.open("rb") as file:  # PNG files have the mark at their beginning, MP4 files at their end
+        ends = file.read(_END)
+        file.seek(max(path.stat().st_size - _END, 0))
+        ends += file.read()
+    return WRITTEN_BY.encode() in ends
 
 
 def save_crops(found: Detections, image: np.ndarray, folder: Path, name: str) -> None:

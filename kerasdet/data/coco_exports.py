@@ -35,13 +35,29 @@ def json_kind(path: Path) -> str | None:
     Raises:
         UserError: If the file is not valid JSON.
     """
-    if path.stat().st_size > _LARGE:
+    return _kind_and_scores(path)[0]
+
+
+def _kind_and_scores(path):
+    """Returns the kind of a JSON file, and whether it is a COCO file whose annotations have scores (no large file)."""
+    stat = path.stat()
+    return _examine(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=256)  # several formats are looked for in the same files
+def _examine(path, _inode, _modified, size):
+    if size > _LARGE:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
-        return "coco" if re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head) else None
+        return "coco" if re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head) else None, False
     data = read_json(path)
     if isinstance(data, dict) and {"images", "annotations"} <= data.keys():
-        return "coco"
+        entries = data["annotations"] if isinstance(data["annotations"], list) else []
+        return "coco", any(isinstance(each, Mapping) and "score" in each for each in entries)
+    return _other_kind(data), False
+
+
+def _other_kind(data):
     if is_labelme(data):
         return "labelme"
     if is_via(data):
@@ -103,11 +119,7 @@ def _is_coco(file):
 
 
 def _has_scores(file):
-    """Returns whether the annotations of a COCO file have scores. Of large files, only the beginning is read."""
-    if file.stat().st_size > _LARGE:
-        return False
-    annotations = read_json(file)["annotations"]
-    return isinstance(annotations, list) and any(isinstance(each, Mapping) and "score" in each for each in annotations)
+    return _kind_and_scores(file)[1]
 
 
 def _are_siblings(file, other):

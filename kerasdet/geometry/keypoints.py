@@ -21,9 +21,8 @@ PERSON_SKELETON = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
     (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
-_WORDS = re.compile(
-    "[A-Z](?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]+"
-)  # words of a name such as "LeftEye" and "LEye"
+# Words of a name such as "LeftEye" and "LEye"
+_WORDS = re.compile("[A-Z](?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]+")
 _CUBIC = -0.75  # PyTorch's bicubic coefficient; tf.image.resize has -0.5, so it cannot be used
 
 

@@ -165,7 +165,7 @@ def test_two_files_for_a_split_raise(tmp_path):
     check(open_dataset(tmp_path / "first.json"))
 
 
-@pytest.mark.parametrize("names", [("annotations/instances_{}2017.json",) * 2, ("{}/_annotations.coco.json",) * 2])
+@pytest.mark.parametrize("name", ["annotations/instances_{}2017.json", "{}/_annotations.coco.json"])
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -175,8 +175,8 @@ def test_two_files_for_a_split_raise(tmp_path):
         ('{"images": [], "categories": []}', "is no COCO file, although .* is one"),
     ],
 )
-def test_damaged_file_of_a_split_raises(tmp_path, names, text, expected):
-    good, bad = (tmp_path / name.format(split) for name, split in zip(names, ("train", "val"), strict=True))
+def test_damaged_file_of_a_split_raises(tmp_path, name, text, expected):
+    good, bad = (tmp_path / name.format(split) for split in ("train", "val"))
     pictures(tmp_path / "images/train")
     write_json(good, coco(NAMES))
     write_text(bad, text)
